@@ -1,0 +1,41 @@
+# make demo, make test: all that is needed is python3 with pip, and make.
+#
+# The environment is made without ensurepip, which Debian's python3 lacks, and filled by the pip outside it. It is filled again only when
+# pyproject.toml has changed, so that a second run needs no network.
+
+PYTHON = python3
+VENV = .venv
+BIN = $(VENV)/bin
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help demo test clean venv
+
+help:
+	@echo "make demo    three servers, one service name, everything goes wrong: watch what callers see"
+	@echo "make test    linters, types and all tests"
+	@echo "make clean   remove what these two have made"
+
+venv:
+	@$(BIN)/python -c "" 2>/dev/null || $(PYTHON) -m venv --clear --without-pip $(VENV)
+
+demo: venv
+	@cmp -s pyproject.toml $(VENV)/installed-test || cmp -s pyproject.toml $(VENV)/installed-demo || { \
+	    echo "installing into $(VENV)"; \
+	    $(PYTHON) -m pip --python $(BIN)/python install --quiet --editable . && \
+	    cp pyproject.toml $(VENV)/installed-demo; }
+	$(BIN)/python -m geventconnpool.demo
+
+test: venv
+	@cmp -s pyproject.toml $(VENV)/installed-test || { \
+	    echo "installing what the tests need into $(VENV)"; \
+	    $(PYTHON) -m pip --python $(BIN)/python install --quiet --editable ".[test]" && \
+	    cp pyproject.toml $(VENV)/installed-test; }
+	@sh tests/install_servers.sh
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	find geventconnpool tests docs -name __pycache__ -prune -exec rm -rf {} +

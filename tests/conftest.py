@@ -1,0 +1,74 @@
+"""What tests share: an end for each of them, and a TCP server on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+import gevent
+import pytest
+from gevent.server import StreamServer
+from gevent.socket import socket
+
+PATIENCE = 60.0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Fail a test that waits for ever; pytest's faulthandler_timeout is there for one that blocks the hub."""
+    marker = item.get_closest_marker("bound")
+    seconds = marker.args[0] if marker else PATIENCE
+    with gevent.Timeout(seconds, AssertionError(f"not done after {seconds} s")):
+        return (yield)
+
+
+class LineServer:
+    """Answers lines: ``PING`` with ``PONG`` and a newline, all others with ``OK``, nothing while ``answers`` is False.
+
+    Counts connections ``opened`` and ``closed``, and keeps the ``lines``.
+    """
+
+    def __init__(self) -> None:
+        self.opened = self.closed = 0
+        self.lines: list[bytes] = []
+        self.answers = True
+        self._sockets: set[socket] = set()
+        self._server = StreamServer(("127.0.0.1", 0), self._serve)
+        self._server.start()
+        self.address: tuple[str, int] = self._server.socket.getsockname()
+
+    @property
+    def open(self) -> int:
+        return self.opened - self.closed
+
+    def close_all(self) -> None:
+        """Close every connection, as a server that restarts does."""
+        for connection in self._sockets:
+            connection.shutdown(2)
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def _serve(self, connection: socket, _address: object) -> None:
+        self.opened += 1
+        self._sockets.add(connection)
+        try:
+            with connection.makefile("rb") as lines:
+                for line in lines:
+                    self._answer(connection, line.strip())
+        except OSError:
+            pass
+        finally:
+            self._sockets.discard(connection)
+            self.closed += 1
+
+    def _answer(self, connection: socket, line: bytes) -> None:
+        self.lines.append(line)
+        if self.answers:
+            connection.sendall(b"PONG\n" if line == b"PING" else b"OK")
+
+
+@pytest.fixture
+def tcp_server() -> Iterator[LineServer]:
+    server = LineServer()
+    yield server
+    server.stop()
