@@ -1,0 +1,231 @@
+"""What happened in a pool, and how it stands: frozen values. Pure.
+
+An event is handed to ``on_event`` by a greenlet of the pool, in the order in which things happened. Every event carries
+``pool``, the name of the pool or cluster; events about one endpoint carry it as ``endpoint`` (None in a lone pool).
+Statistics are what ``stats()`` returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from geventconnpool.cluster._endpoints import Endpoint
+
+Kind = Literal["connects", "keepalives", "calls"]
+
+__all__ = [
+    "ClusterStats",
+    "ConnectFailed",
+    "ConnectionClosed",
+    "ConnectionOpened",
+    "DiscoveryChanged",
+    "DiscoveryStats",
+    "EndpointAdded",
+    "EndpointDrained",
+    "EndpointEjected",
+    "EndpointReadmitted",
+    "EndpointRemoved",
+    "EndpointStats",
+    "EndpointUpdated",
+    "Event",
+    "EventsDropped",
+    "HookFailed",
+    "KeepaliveFailed",
+    "Kind",
+    "PoolStats",
+    "ProbeFailed",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to the pool named ``pool``."""
+
+    pool: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionOpened(Event):
+    """``_new_connection`` returned a connection after ``seconds``."""
+
+    endpoint: Endpoint | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionClosed(Event):
+    """A connection has been closed. ``cause`` is a key of ``stats().discarded``, or None if it was not discarded."""
+
+    endpoint: Endpoint | None
+    cause: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectFailed(Event):
+    """``_new_connection`` failed, the ``failures``-th time in a row; ``error`` is what it raised."""
+
+    endpoint: Endpoint | None
+    error: BaseException
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeepaliveFailed(Event):
+    """``_keepalive`` raised ``error``; the connection is discarded."""
+
+    endpoint: Endpoint | None
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class HookFailed(Event):
+    """The method ``hook`` of the pool raised ``error`` where nothing should be raised, or outlived its time."""
+
+    endpoint: Endpoint | None
+    hook: str
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointAdded(Event):
+    """Discovery named a new endpoint, or one that was draining came back."""
+
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointUpdated(Event):
+    """The weight, priority or addresses of an endpoint changed from those of ``previous``."""
+
+    endpoint: Endpoint
+    previous: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRemoved(Event):
+    """Discovery no longer names the endpoint: it drains from now on."""
+
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointDrained(Event):
+    """The last connection to a removed endpoint is closed; ``forced`` if calls were cut by ``drain_timeout``."""
+
+    endpoint: Endpoint
+    forced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointEjected(Event):
+    """Too many failures of one ``kind`` in a row; first probed in ``seconds``."""
+
+    endpoint: Endpoint
+    kind: Kind
+    seconds: float
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFailed(Event):
+    """An ejected endpoint did not pass its probe; the next one is in ``seconds``."""
+
+    endpoint: Endpoint
+    seconds: float
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointReadmitted(Event):
+    """An ejected endpoint passed its probe and serves again."""
+
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveryChanged(Event):
+    """Discovery went from one state to another; ``error`` says why it failed, if it did."""
+
+    state: str
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class EventsDropped(Event):
+    """``on_event`` was too slow: the oldest ``count`` events were dropped."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """How a pool stands, and what it has done since it was made.
+
+    ``open`` connections are idle, in use or under keepalive. ``wait_seconds`` is the time spent waiting by all gets
+    that had to wait. ``closed`` counts every end of a connection, ``discarded`` those with a cause.
+    """
+
+    name: str
+    size: int
+    min_size: int
+    open: int
+    idle: int
+    in_use: int
+    connecting: int
+    waiting: int
+    gets: int
+    waits: int
+    wait_seconds: float
+    timeouts: int
+    refused: int
+    opened: int
+    open_errors: int
+    closed: int
+    discarded: Mapping[str, int]
+    last_error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStats:
+    """How one endpoint of a cluster stands.
+
+    ``latency`` is the average of its calls in seconds, hand-out to return (None before the first). ``failures`` are the
+    failures in a row per kind. ``until`` is in ``time.monotonic()`` seconds: the next probe of an ejected endpoint,
+    the forced close of a draining one, else None.
+    """
+
+    endpoint: Endpoint
+    state: Literal["active", "ejected", "draining"]
+    in_flight: int
+    latency: float | None
+    failures: Mapping[Kind, int]
+    ejections: int
+    until: float | None
+    last_error: BaseException | None
+    pool: PoolStats
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveryStats:
+    """How discovery stands: its state since when, the last failure, the number of answers, the next look-up.
+
+    ``since`` is None before the first look-up. Times are ``time.monotonic()`` seconds; ``next_lookup`` is None while
+    a look-up is under way or if there is none.
+    """
+
+    state: str
+    since: float | None
+    last_error: BaseException | None
+    generation: int
+    next_lookup: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStats(PoolStats):
+    """Totals over all endpoints under the names of :class:`PoolStats`, then each endpoint, then discovery."""
+
+    endpoints: tuple[EndpointStats, ...]
+    discovery: DiscoveryStats
