@@ -1,0 +1,459 @@
+"""The gevent shell round the pure state: clock, timer, greenlets, user hooks.
+
+One engine serves a lone pool, or a whole cluster. It owns
+
+* one timer of the hub, set for the earliest alarm, at whose ring it calls ``tick`` (no greenlet rests for that);
+* a worker greenlet per connection that is being opened, kept alive or closed right now; user hooks run there and
+nowhere
+  else, but for the two that decide how a lease ends;
+* a greenlet per consumer of events (the log, ``on_event``) while there are any.
+
+What may happen between two switches: a transition and the ``act`` behind it never switch, so nothing sees what lies
+between. A greenlet that waits in ``park`` may be interrupted by any exception, at the switch and nowhere else;
+whoever parks undoes what it asked for. Wakings go through the parked thing, so that one which comes late finds
+nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from heapq import heappop, heappush
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
+from itertools import count
+from math import inf
+from time import monotonic
+from traceback import walk_tb
+from types import TracebackType
+from typing import Any, TypeVar
+
+from gevent import Greenlet, GreenletExit, Timeout, get_hub, getcurrent
+from gevent.monkey import get_original
+
+from geventconnpool import events
+from geventconnpool._log import LogWriter, logger
+from geventconnpool._slots import (
+    ABORT,
+    ALARM,
+    CANCEL,
+    CHECK,
+    CLOSE,
+    INTERRUPTED,
+    OPEN,
+    WAKE,
+    Queue,
+    Slot,
+    Timed,
+    Waiter,
+)
+
+R = TypeVar("R")
+
+CLOSE_TIMEOUT = 5.0  # seconds for _close_connection and _abort_connection
+PEER_TIMEOUT = 1.0  # seconds for a client object to say where it leads
+BOUND_REPEAT = 1.0  # seconds until a hook that swallowed its bound gets it again
+EVENTS_KEPT = 1000  # that a slow consumer may be behind
+
+SYSTEM = (KeyboardInterrupt, SystemExit)
+_plain_socket: Any = get_original("socket", "socket")
+_get_ident: Any = get_original("_thread", "get_ident")
+_SUSPENDABLE = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
+
+
+class HookTimeout(Timeout):
+    """Thrown into a hook that outlives its time, again every second until it ends."""
+
+    def __init__(self, hook: str, seconds: float) -> None:
+        super().__init__(None)
+        self.hook = hook
+        self.bound = seconds
+        self.is_told = False
+
+    def __str__(self) -> str:
+        return f"{self.hook} took longer than {self.bound:g} s"
+
+    __repr__ = __str__
+
+
+class Watch:
+    """A greenlet that waits until ``is_done()``, asked after each transition."""
+
+    def __init__(self, is_done: Callable[[], bool]) -> None:
+        self.is_done = is_done
+        self.is_late = False
+        self.greenlet: Any = None
+
+    @property
+    def is_settled(self) -> bool:
+        return self.is_late or self.is_done()
+
+
+class Feed:
+    """A consumer of events with a greenlet of its own, which lives while there are any. The oldest are dropped."""
+
+    def __init__(self, consume: Callable[[events.Event], object], name: str, pool: str) -> None:
+        self._consume = consume
+        self._name = name
+        self._pool = pool
+        self._events: deque[events.Event] = deque()
+        self._dropped = 0
+        self._greenlet: Any = None
+
+    def put(self, event: events.Event) -> None:
+        if len(self._events) >= EVENTS_KEPT:
+            self._events.popleft()
+            self._dropped += 1
+        self._events.append(event)
+        if self._greenlet is None or self._greenlet.ready():
+            self._greenlet = Greenlet.spawn(self._run)
+
+    def _run(self) -> None:
+        while self._events:
+            event = self._next()
+            try:
+                self._consume(event)
+            except BaseException as error:  # whatever it is, the next event is told all the same
+                logger.exception("%s: %s raised for %r", self._pool, self._name, event, extra={"pool": self._pool})
+                pass_on_system_error(get_hub(), error)
+        self._greenlet = None
+
+    def _next(self) -> events.Event:
+        if not self._dropped:
+            return self._events.popleft()
+        dropped, self._dropped = self._dropped, 0
+        logger.warning("%s: %s is too slow, %d events dropped", self._pool, self._name, dropped)
+        return events.EventsDropped(self._pool, dropped)
+
+
+class Engine:
+    """Does what the pure state says is to be done; see the module."""
+
+    def __init__(
+        self,
+        hooks: Any,
+        queue: Queue,
+        *,
+        name: str,
+        open_timeout: float,
+        keepalive_timeout: float,
+        on_event: Callable[[events.Event], object] | None,
+    ) -> None:
+        self.queue = queue
+        self.hub = get_hub()
+        self._thread = _get_ident()
+        self._hooks = hooks  # the user's pool
+        self._name = name
+        self._open_timeout = open_timeout
+        self._keepalive_timeout = keepalive_timeout
+        self._feeds = [Feed(LogWriter(), "the log", name)]
+        if on_event is not None:
+            self._feeds.append(Feed(on_event, "on_event", name))
+        self._watches: list[Watch] = []
+        self._heap: list[tuple[float, int, Timed]] = []
+        self._order = count()
+        self._timer: Any = None
+        self._timer_due = inf
+        self._deeds: dict[str, Callable[[Any], None]] = {
+            OPEN: self._start_opening,
+            CHECK: self._start_checking,
+            CLOSE: self._start_closing,
+            ABORT: self._start_aborting,
+            CANCEL: self._cancel,
+            WAKE: self._wake_soon,
+            ALARM: self._set_alarm,
+        }
+
+    # -- acting --------------------------------------------------------------------------------------------------------
+
+    def act(self) -> None:
+        """Do what the transitions just made have left to do. Never switches."""
+        queue = self.queue
+        if queue.busy:
+            return  # the collector ended a lease inside a transition; who made that will act
+        while queue.todo:
+            deed, subject = queue.todo.popleft()
+            self._deeds[deed](subject)
+        while queue.news:
+            event = queue.news.popleft()
+            for feed in self._feeds:
+                feed.put(event)
+        for watch in self._watches:
+            if watch.is_settled:
+                self._wake_soon(watch)
+
+    def is_elsewhere(self) -> bool:
+        """Whether this is another native thread than that of our hub."""
+        return bool(_get_ident() != self._thread)
+
+    def end_later(self, slot: Slot, error: BaseException) -> None:
+        """Have a lease that was collected in another native thread end in ours."""
+        self.queue.late.append((slot, INTERRUPTED, error, monotonic()))
+        self.hub.loop.run_callback_threadsafe(self._end_late, slot)
+
+    def _end_late(self, slot: Slot) -> None:
+        slot.owner = None
+        slot.pool.plan(monotonic())  # any transition: leases that ended late are dealt with at its end
+        self.act()
+
+    def park(self, sleeper: Waiter | Watch, timeout: float | None) -> None:
+        """Switch away until ``sleeper`` is settled, at most ``timeout`` seconds; then it ``is_late``."""
+        me = getcurrent()
+        if me is self.hub:
+            raise RuntimeError(f"{self._name}: a callback of the hub cannot wait")
+        sleeper.greenlet = me
+        timer = None
+        try:
+            if timeout is not None:
+                timer = self.hub.loop.timer(timeout)
+                timer.start(self._expire, sleeper, update=True)
+            while not sleeper.is_settled:
+                self.hub.switch()
+        finally:
+            sleeper.greenlet = None
+            if timer is not None:
+                timer.close()
+
+    def _expire(self, sleeper: Waiter | Watch) -> None:
+        if not sleeper.is_settled:
+            sleeper.is_late = True
+            if isinstance(sleeper, Waiter):
+                self.queue.withdraw(sleeper)
+            self._wake(sleeper)
+
+    def _wake_soon(self, sleeper: Waiter | Watch) -> None:
+        self.hub.loop.run_callback(self._wake, sleeper)
+
+    @staticmethod
+    def _wake(sleeper: Waiter | Watch) -> None:
+        if sleeper.greenlet is not None:
+            sleeper.greenlet.switch()
+
+    def wait_until(self, is_done: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait for a condition that only transitions change, at most ``timeout`` seconds; say whether it holds."""
+        if is_done() or timeout == 0:
+            return is_done()
+        watch = Watch(is_done)
+        self._watches.append(watch)
+        try:
+            self.park(watch, timeout)
+        finally:
+            self._watches.remove(watch)
+        return is_done()
+
+    # -- alarms --------------------------------------------------------------------------------------------------------
+
+    def _set_alarm(self, item: Timed) -> None:
+        heappush(self._heap, (item.alarm, next(self._order), item))
+        self._wind()
+
+    def _wind(self) -> None:
+        """Set the timer for the earliest alarm."""
+        if not self._heap or self._heap[0][0] >= self._timer_due:
+            return
+        if self._timer is not None:
+            self._timer.close()
+        self._timer_due = self._heap[0][0]
+        self._timer = self.hub.loop.timer(max(0.0, self._timer_due - monotonic()))
+        self._timer.start(_ring, weakref.ref(self), update=True)
+
+    def stop_alarms(self) -> None:
+        """The pool is closed: nothing becomes due any more, and nothing of ours keeps the loop alive."""
+        self._heap.clear()
+        self._timer_due = inf
+        if self._timer is not None:
+            self._timer.close()
+
+    def ring(self) -> None:
+        """The timer has run out: start what is due."""
+        self._timer_due = inf
+        now = monotonic()
+        try:
+            while self._heap and self._heap[0][0] <= now:
+                due, _, item = heappop(self._heap)
+                if item.alarm == due:  # else it was moved forward, and stands in the heap again
+                    item.alarm = inf
+                    item.tick(now)
+            self.act()
+        finally:
+            self._wind()
+
+    # -- workers -------------------------------------------------------------------------------------------------------
+
+    def spawn(self, job: Callable[[], None], abandoned: Callable[[BaseException], None]) -> Any:
+        """Run ``job`` in a greenlet of ours; ``abandoned`` is called if somebody kills that before it starts."""
+        started: list[bool] = []
+
+        def run() -> None:
+            started.append(True)
+            job()
+
+        def look(greenlet: Any) -> None:
+            if not started:
+                abandoned(GreenletExit())
+
+        worker = Greenlet(run)
+        worker.rawlink(look)
+        worker.start()
+        return worker
+
+    def _conclude(self, slot: Slot, transition: Callable[..., None], *result: Any) -> None:
+        """End a worker's job: nothing may interrupt between the hook's last act and this."""
+        slot.worker = None
+        transition(slot, *result, monotonic())
+        self.act()
+
+    def _start_opening(self, slot: Slot) -> None:
+        failed = partial(self._conclude, slot, slot.pool.connect_failed)
+        slot.worker = self.spawn(partial(self._open, slot, failed), failed)
+
+    def _open(self, slot: Slot, failed: Callable[[BaseException], None]) -> None:
+        arguments = () if slot.endpoint is None else (slot.endpoint,)
+        try:
+            connection = self.bounded(self._open_timeout, "_new_connection", self._hooks._new_connection, *arguments)
+            self._look_at(connection)
+        except BaseException as error:
+            forget_locals(error)
+            failed(error)
+            self.pass_on_system_error(error)
+        else:
+            slot.peer = None if slot.endpoint is None else self._peer_of(connection) or slot.endpoint.host
+            self._conclude(slot, slot.pool.opened, connection)
+
+    def _look_at(self, connection: Any) -> None:
+        """Refuse what cannot be pooled; ``bool()`` of some client objects raises, so identity it is."""
+        if connection is None or connection is False:
+            raise ValueError(f"_new_connection returned {connection!r}")
+        if id(connection) in self.queue.open:
+            raise ValueError(f"_new_connection returned an object that is in the pool already: {type(connection)!r}")
+
+    def _peer_of(self, connection: Any) -> str | None:
+        """Return the address a connection leads to, None if that cannot be told, or not soon."""
+        try:
+            return self.bounded(PEER_TIMEOUT, "getpeername", _peer_of, connection)
+        except BaseException:  # a kill, too: the connection is there, and must be taken or closed
+            return None
+
+    def _start_checking(self, slot: Slot) -> None:
+        failed = partial(self._conclude, slot, slot.pool.keepalive_failed)
+        slot.worker = self.spawn(partial(self._check, slot, failed), failed)
+
+    def _check(self, slot: Slot, failed: Callable[[BaseException], None]) -> None:
+        try:
+            self.bounded(self._keepalive_timeout, "_keepalive", self._hooks._keepalive, slot.connection)
+        except BaseException as error:
+            forget_locals(error)
+            failed(error)
+            self.pass_on_system_error(error)
+        else:
+            self._conclude(slot, slot.pool.kept_alive)
+
+    def _start_closing(self, slot: Slot, error: BaseException | None = None) -> None:
+        """Start to close; again, if somebody killed the greenlet before it had begun."""
+        slot.worker = self.spawn(partial(self._close, "_close_connection", slot), partial(self._start_closing, slot))
+
+    def _start_aborting(self, slot: Slot, error: BaseException | None = None) -> None:
+        slot.worker = self.spawn(partial(self._close, "_abort_connection", slot), partial(self._start_aborting, slot))
+
+    def _close(self, hook: str, slot: Slot) -> None:
+        try:
+            self.bounded(CLOSE_TIMEOUT, hook, getattr(self._hooks, hook), slot.connection)
+        except BaseException as error:
+            forget_locals(error)
+            if not isinstance(error, HookTimeout):  # of which bounded() has told
+                self.queue.news.append(events.HookFailed(self._name, slot.endpoint, hook, error))
+            self.pass_on_system_error(error)
+        self._conclude(slot, slot.pool.closed)
+
+    def _cancel(self, slot: Slot) -> None:
+        """Make a connect that nobody wants any more end soon."""
+        if slot.worker is not None:
+            slot.worker.kill(block=False)
+
+    def pass_on_system_error(self, error: BaseException) -> None:
+        pass_on_system_error(self.hub, error)
+
+    def bounded(self, seconds: float, name: str, hook: Callable[..., R], *args: Any) -> R:
+        """Call ``hook``; after ``seconds``, and every second until it ends, :class:`HookTimeout` is thrown into it."""
+        timer = self.hub.loop.timer(seconds, BOUND_REPEAT)
+        timer.start(self._throw, getcurrent(), HookTimeout(name, seconds), update=True)
+        try:
+            return hook(*args)
+        finally:
+            timer.close()
+
+    def _throw(self, greenlet: Any, bound: HookTimeout) -> None:
+        if not bound.is_told:
+            bound.is_told = True
+            self.queue.news.append(events.HookFailed(self._name, None, bound.hook, bound))
+            self.act()
+        greenlet.throw(bound)
+
+
+def pass_on_system_error(hub: Any, error: BaseException) -> None:
+    """Let KeyboardInterrupt and SystemExit out of a hook end the program, as the hub does, and no loop of ours."""
+    if isinstance(error, SYSTEM):
+        hub.loop.run_callback(hub.handle_error, None, type(error), error, error.__traceback__)
+
+
+def _ring(engine: weakref.ref[Engine]) -> None:
+    """The timer knows its engine by a weak reference only, so that a forgotten pool can go."""
+    alive = engine()
+    if alive is not None:
+        alive.ring()
+
+
+def _peer_of(connection: Any) -> str | None:
+    """Return the address that a connection, or its descriptor, leads to; None if it cannot tell.
+
+    Methods are looked up on the class: for some client objects any attribute is a call to their server.
+    """
+    kind = type(connection)
+    with suppress(Exception):  # a client object may do anything here, and most have no such method
+        return str(kind.getpeername(connection)[0])
+    with suppress(Exception):
+        return _peer_of_descriptor(kind.fileno(connection))
+    return None
+
+
+def _peer_of_descriptor(descriptor: int) -> str | None:
+    # Not a socket of gevent, which makes the descriptor non-blocking under its owner, as a default timeout would.
+    if socket.getdefaulttimeout() is not None:
+        return None
+    twin = os.dup(descriptor)
+    try:
+        with _plain_socket(fileno=twin) as plain:
+            return str(plain.getpeername()[0])
+    except (OSError, IndexError):  # no socket, or one without a peer that has an address
+        with suppress(OSError):
+            os.close(twin)
+        return None
+
+
+def forget_locals(error: BaseException) -> None:
+    """Drop what the frames of a failed hook hold, and our own frames: the error is kept as last_error, in logs and
+    events, a half-open socket or a whole pool should not be.
+    """
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+        traceback = traceback.tb_next
+    error.__traceback__ = traceback
+    seen: set[int] = set()
+    chain: list[BaseException | None] = [error]
+    while chain:
+        link = chain.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            chain += (link.__cause__, link.__context__)
+            _clear_frames(link.__traceback__)
+
+
+def _clear_frames(traceback: TracebackType | None) -> None:
+    for frame, _ in walk_tb(traceback):
+        if not frame.f_code.co_flags & _SUSPENDABLE:  # to clear these would end a generator of the user's
+            with suppress(RuntimeError):  # it still runs
+                frame.clear()

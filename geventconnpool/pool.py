@@ -1,0 +1,279 @@
+"""The pool of connections to one place, as since 2013. The state is in ``_slots``, the greenlets are in ``_engine``."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable
+from itertools import count
+from random import Random
+from time import monotonic
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from geventconnpool import _check, events
+from geventconnpool._engine import Engine
+from geventconnpool._lender import Lease, Lender, PoolLender
+from geventconnpool._retry import retry
+from geventconnpool._slots import Gate, Queue, Slots
+
+__all__ = ["DEFAULT_EXC_CLASSES", "ConnectionPool", "retry"]
+
+DEFAULT_EXC_CLASSES: tuple[type[BaseException], ...] = (socket.error,)
+
+C = TypeVar("C")
+_numbers = count(1)
+
+
+class _Unset:
+    """The default of ``get(timeout=...)``: the pool's own."""
+
+    def __repr__(self) -> str:
+        return "<the pool's timeout>"
+
+
+UNSET = _Unset()
+
+
+class Hooks(Generic[C]):
+    """What a user overrides, but for ``_new_connection``, and how each behaves if he does not."""
+
+    _lender: Lender
+
+    def _keepalive(self, c: C) -> None:
+        """Raise anything to say that an idle connection is broken; at most ``keepalive_timeout`` seconds."""
+
+    def _close_connection(self, c: C) -> None:
+        """Close a healthy connection, politely if the protocol has a goodbye; at most 5 s."""
+        close = getattr(c, "close", None)
+        if close is not None:
+            close()
+
+    def _abort_connection(self, c: C) -> None:
+        """Close a broken or interrupted connection, on which nothing should be sent; at most 5 s."""
+        self._close_connection(c)
+
+    def _is_connection_error(self, exc: BaseException) -> bool:
+        """Say whether ``exc``, raised by a block, means that its connection is broken. Must not switch."""
+        return _check.is_connection_error(exc, self._lender.options.exc_classes)
+
+    def _is_reusable(self, c: C) -> bool:
+        """Say whether a connection that comes back may be used again. Must not switch."""
+        return True
+
+
+class Borrowing(Hooks[C]):
+    """The methods that a lone pool and a cluster have in common."""
+
+    def get(self, timeout: float | _Unset | None = UNSET) -> Lease[C]:
+        """Return a context manager that lends a connection to its block.
+
+        It is borrowed when the block is entered: if none is idle, after waiting for up to ``timeout`` seconds (default:
+        the pool's; None: for ever; 0: not at all), first come, first served. Then it raises :class:`PoolTimeout`, or
+        :class:`PoolClosed` if the pool is closed. How the block ends decides about the connection: see the tutorial.
+        """
+        return Lease(self._lender, _seconds(self._lender, timeout))
+
+    def acquire(self, timeout: float | _Unset | None = UNSET) -> C:
+        """Borrow a connection as :meth:`get` does, until :meth:`release` or :meth:`discard` is called with it."""
+        slot = self._lender.borrow(_seconds(self._lender, timeout))
+        slot.by_hand = True
+        connection: C = slot.connection
+        return connection
+
+    def release(self, c: C) -> None:
+        """Return what :meth:`acquire` lent, from whatever greenlet; :class:`ValueError` for anything else."""
+        self._lender.release(c)
+
+    def discard(self, c: C) -> None:
+        """Have a borrowed connection closed and replaced: now, or inside its ``with`` block at the end of that.
+
+        Raises :class:`ValueError` for anything that is not borrowed from here.
+        """
+        self._lender.discard(c)
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Close the pool for good. Idempotent.
+
+        Waiters get :class:`PoolClosed` now, idle connections are closed now, borrowed ones when they come back. Waits
+        for those (but for the ones that the calling greenlet holds) up to ``timeout`` seconds (None: for ever); then
+        the rest is closed under their users. Returns whether all came back in time.
+        """
+        return self._lender.close(_check.seconds_or_none("timeout", timeout))
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` has been called."""
+        return self._lender.closed
+
+    @property
+    def exc_classes(self) -> tuple[type[BaseException], ...]:
+        """The exceptions that mean a broken connection."""
+        return self._lender.options.exc_classes
+
+    @property
+    def keepalive(self) -> float:
+        """Seconds between two signs of life of a connection; 0 if not kept alive."""
+        return self._lender.options.keepalive
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close(10 if exc is None else 0)
+
+
+def _seconds(lender: Lender, timeout: float | _Unset | None) -> float | None:
+    """Return what bounds a get: its own timeout, or the pool's."""
+    if isinstance(timeout, _Unset):
+        return lender.options.timeout
+    return _check.seconds_or_none("timeout", timeout)
+
+
+class Options:
+    """The options that a lone pool and a cluster have in common, checked."""
+
+    def __init__(
+        self,
+        pool: Any,
+        base: type,
+        *,
+        size: int,
+        exc_classes: type[BaseException] | Iterable[type[BaseException]],
+        keepalive: float | None,
+        timeout: float | None,
+        max_connecting: int,
+        open_timeout: float,
+        keepalive_timeout: float | None,
+        name: str | None,
+        on_event: Callable[[events.Event], object] | None,
+    ) -> None:
+        kind = type(pool)
+        if kind._new_connection is base._new_connection:  # type: ignore[attr-defined]  # both kinds of pool have it
+            raise TypeError(f"{kind.__name__} must override _new_connection")
+        self.has_keepalive = kind._keepalive is not Hooks._keepalive
+        self.asks_reusable = kind._is_reusable is not Hooks._is_reusable
+        self.size = _check.integer("size", size, 1)
+        self.exc_classes = _check.exception_classes("exc_classes", exc_classes)
+        self.keepalive = _check.seconds_or_none("keepalive", keepalive) or 0.0
+        if self.keepalive and not self.has_keepalive:
+            raise TypeError(f"keepalive={keepalive!r} needs {kind.__name__} to override _keepalive")
+        self.timeout = _check.seconds_or_none("timeout", timeout)
+        self.max_connecting = _check.integer("max_connecting", max_connecting, 1)
+        self.open_timeout = _check.seconds("open_timeout", open_timeout, positive=True)
+        given = _check.seconds_or_none("keepalive_timeout", keepalive_timeout, positive=True)
+        self.keepalive_timeout = given or min(self.keepalive or 10.0, 10.0)
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a str, not {name!r}")
+        self.name = name or f"{kind.__name__}-{next(_numbers)}"
+        _check.function("on_event", on_event)
+        self.on_event = on_event
+
+    def make_engine(self, pool: Any, queue: Queue) -> Engine:
+        return Engine(
+            pool,
+            queue,
+            name=self.name,
+            open_timeout=self.open_timeout,
+            keepalive_timeout=self.keepalive_timeout,
+            on_event=self.on_event,
+        )
+
+    def make_slots(self, queue: Queue, gate: Gate, rng: Random, endpoint: Any = None) -> Slots:
+        return Slots(
+            self.size,
+            name=self.name,
+            queue=queue,
+            gate=gate,
+            rng=rng,
+            keepalive=self.keepalive,
+            max_connecting=self.max_connecting,
+            has_keepalive=self.has_keepalive,
+            endpoint=endpoint,
+        )
+
+
+class ConnectionPool(Borrowing[C]):
+    """Keeps ``size`` connections open and lends them, one user at a time. Override :meth:`_new_connection`.
+
+    ``exc_classes``
+        one class or an iterable of those that mean "this connection is broken" when they end a block.
+    ``keepalive``
+        seconds (minus up to 10 %) after its last sign of life when an idle connection is given to :meth:`_keepalive`,
+        which must be overridden then; None or 0: never.
+    ``timeout``
+        seconds that :meth:`get` waits; None: for ever.
+    ``max_connecting``
+        connects at a time; one, with a growing delay, while they fail.
+    ``open_timeout``, ``keepalive_timeout``
+        seconds that :meth:`_new_connection` (10) and :meth:`_keepalive` (``min(keepalive, 10)``) may take.
+    ``name``
+        used in messages, events and the log; default: the name of the class and a number.
+    ``on_event``
+        called with each value of :mod:`geventconnpool.events`, in order, in a greenlet of the pool.
+
+    Raises :class:`ValueError` or :class:`TypeError`, naming parameter and value. Returns before the first connect
+    begins. A pool belongs to the hub (the native thread) that made it.
+    """
+
+    _lender: PoolLender
+
+    def __init__(
+        self,
+        size: int,
+        exc_classes: type[BaseException] | Iterable[type[BaseException]] = DEFAULT_EXC_CLASSES,
+        keepalive: float | None = None,
+        *,
+        timeout: float | None = None,
+        max_connecting: int = 4,
+        open_timeout: float = 10.0,
+        keepalive_timeout: float | None = None,
+        name: str | None = None,
+        on_event: Callable[[events.Event], object] | None = None,
+    ) -> None:
+        options = Options(
+            self,
+            ConnectionPool,
+            size=size,
+            exc_classes=exc_classes,
+            keepalive=keepalive,
+            timeout=timeout,
+            max_connecting=max_connecting,
+            open_timeout=open_timeout,
+            keepalive_timeout=keepalive_timeout,
+            name=name,
+            on_event=on_event,
+        )
+        queue = Queue()
+        engine = options.make_engine(self, queue)
+        slots = options.make_slots(queue, Gate(options.max_connecting), Random())
+        self._lender = PoolLender(engine, self, options, options.name, slots)
+        slots.plan(monotonic())
+        engine.act()
+
+    def _new_connection(self) -> C:
+        """Return a new connection: any object but None and False. Whatever it raises, it is called again later."""
+        raise NotImplementedError
+
+    def wait(self, n: int | None = None, timeout: float | None = None) -> None:
+        """Wait until ``n`` connections (default: all) are open.
+
+        Raises :class:`PoolTimeout` after ``timeout`` seconds (None: never), with the last connect error as its cause.
+        """
+        wanted = self.size if n is None else _check.integer("n", n, 0, self.size)
+        seconds = _check.seconds_or_none("timeout", timeout)
+        self._lender.wait(lambda: self._lender.count_open() >= wanted, seconds)
+
+    def stats(self) -> events.PoolStats:
+        """Return how the pool stands, as a frozen value. Cheap; never switches."""
+        return self._lender.stats()
+
+    @property
+    def size(self) -> int:
+        """How many connections the pool keeps."""
+        return self._lender.slots.size
+
+    def __repr__(self) -> str:
+        s = self.stats()
+        gauges = f"{s.open} of {s.size} open, {s.idle} idle, {s.in_use} in use"
+        rest = f"{s.connecting} connecting, {s.waiting} waiting{', closed' if self.closed else ''}"
+        return f"<{type(self).__name__} {s.name!r}: {gauges}, {rest}>"
