@@ -1,0 +1,337 @@
+"""Real servers for the tests: BIND and Redis on 127.0.0.1, in a temporary directory, never outliving the tests.
+
+They are found on the PATH and in the sbin directories, run with as few rights as possible, and never switch to the
+hub for long: waiting is done with ``gevent.sleep``, so that they work patched and unpatched.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import dns.exception
+import dns.message
+import dns.query
+import dns.rcode
+import dns.update
+import gevent
+import pytest
+from gevent import socket
+
+HOST = "127.0.0.1"
+SERVERS = ("named", "redis-server")
+_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin", "/sbin"])
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def find(program: str) -> str | None:
+    """Return the path of a server program, None if it is not installed."""
+    return shutil.which(program, path=_PATH)
+
+
+def missing_servers() -> list[str]:
+    """Return the names of the server programs that are not installed."""
+    return [program for program in SERVERS if find(program) is None]
+
+
+def require(program: str) -> None:
+    """Skip the test if ``program`` is not installed. With CI=true it fails instead: there nothing may be skipped."""
+    if find(program) is not None:
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{program} is not installed")
+    pytest.skip(f"{program} is not installed")
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that is free for TCP and UDP right now."""
+    with socket.socket(type=socket.SOCK_STREAM) as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        tcp.bind((HOST, 0))
+        port = int(tcp.getsockname()[1])
+        try:
+            udp.bind((HOST, port))
+        except OSError:
+            return free_port()
+        return port
+
+
+def wait_until(condition: Callable[[], Any], timeout: float = 10.0, what: str = "the condition") -> Any:
+    """Return the first true value of ``condition()``; fail after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come true within {timeout} s")
+        gevent.sleep(0.005)
+
+
+class ServerFailed(Exception):
+    """The server process ended instead of answering."""
+
+
+class _Server:
+    """A server process on one port of 127.0.0.1 that keeps the port, and its directory, when it is started again."""
+
+    program = ""
+
+    def __init__(self, port: int | None = None) -> None:
+        self._port = port
+        self._has_own_port = port is None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._directory: Path | None = None
+
+    @property
+    def port(self) -> int:
+        """The port; chosen at the first start unless given."""
+        assert self._port is not None, "not started"
+        return self._port
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """``("127.0.0.1", port)``"""
+        return HOST, self.port
+
+    @property
+    def pid(self) -> int:
+        """The process id; 0 while not running."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def directory(self) -> Path:
+        """The working directory; removed at :meth:`close`."""
+        if self._directory is None:
+            self._directory = Path(tempfile.mkdtemp(prefix=f"test-{self.program}-"))
+        return self._directory
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.close()
+
+    def start(self) -> Self:
+        """Start and return as soon as it answers. A port of its own choosing is changed if another has taken it."""
+        assert self._process is None, "started already"
+        atexit.register(self.close)
+        for attempt in range(3, 0, -1):
+            try:
+                self._start_once()
+            except ServerFailed:
+                if attempt == 1 or not self._has_own_port:
+                    raise
+                self._port = None
+            else:
+                self._has_own_port = False  # from now on the same port
+                return self
+        raise AssertionError("unreachable")
+
+    def stop(self) -> None:
+        """End in an orderly way (SIGTERM)."""
+        self.resume()
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End at once (SIGKILL)."""
+        self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Stop answering without closing anything (SIGSTOP); returns when every thread has stopped."""
+        self._signal(signal.SIGSTOP)
+        wait_until(self._is_stopped, what=f"the stop of {self.program}")
+
+    def resume(self) -> None:
+        """Undo :meth:`pause` (SIGCONT)."""
+        self._signal(signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Start again on the same port, killed first if it runs."""
+        self.kill()
+        self.start()
+
+    def close(self) -> None:
+        """Kill the process and remove its directory. Idempotent."""
+        self.kill()
+        atexit.unregister(self.close)
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
+
+    def log(self) -> str:
+        """What the process has written so far."""
+        return (self.directory / "log").read_text(errors="replace")
+
+    def _command(self) -> list[str]:
+        raise NotImplementedError
+
+    def _is_answering(self) -> bool:
+        raise NotImplementedError
+
+    def _start_once(self) -> None:
+        self._port = self._port or free_port()
+        command = self._command()
+        identity = _as_nobody(self.directory)
+        with open(self.directory / "log", "ab") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory,
+                preexec_fn=_die_with_parent, start_new_session=True, **identity,
+            )  # fmt: skip
+        wait_until(self._has_started, what=f"{self.program} on port {self.port}")
+
+    def _has_started(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            self._process = None
+            raise ServerFailed(f"{self.program} ended:\n{self.log()}")
+        return self._is_answering()
+
+    def _signal(self, number: int) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def _is_stopped(self) -> bool:
+        threads = Path(f"/proc/{self.pid}/task").glob("*/stat")  # empty where there is no /proc
+        return all(") T " in thread.read_text() for thread in threads)
+
+    def _end(self, number: int) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        try:
+            wait_until(lambda: process.poll() is not None, what=f"the end of {self.program}")
+        except AssertionError:
+            process.kill()
+            process.wait()
+
+
+class Bind(_Server):
+    """``named``, authoritative for ``example.test`` with TTL 1, which anybody on 127.0.0.1 may update."""
+
+    program = "named"
+    zone = "example.test"
+
+    def update(
+        self, add: Iterable[tuple[str, str, str]] = (), delete: Iterable[tuple[str, ...]] = (), ttl: int = 1
+    ) -> None:
+        """Change the zone (RFC 2136), visible at once. Names are relative to the zone unless they end in a dot.
+
+        ``add`` holds (name, type, data), as in ``("_redis._tcp", "SRV", "0 1 6379 redis1")``; ``delete`` the same, or
+        (name, type), or (name,). Deletions come first. Blocks for a millisecond or two.
+        """
+        update = dns.update.Update(self.zone)
+        for name, *what in delete:
+            update.delete(name, *what)
+        for name, rdtype, data in add:
+            update.add(name, ttl, rdtype, data)
+        response = dns.query.tcp(update, HOST, timeout=5, port=self.port)
+        assert response.rcode() == dns.rcode.NOERROR, dns.rcode.to_text(response.rcode())
+
+    def _command(self) -> list[str]:
+        program = find("named")
+        assert program is not None, "named is not installed"
+        self._write_configuration(program)
+        return [_unconfined(program, self.directory), "-c", "named.conf", "-g", "-n", "1"]
+
+    def _write_configuration(self, program: str) -> None:
+        known = subprocess.run([program, "-C"], capture_output=True, text=True, check=False).stdout
+        options = {"lock-file": "none", "max-records-per-type": "0"}
+        extra = "".join(f"    {name} {value};\n" for name, value in options.items() if f"{name} " in known)
+        zone = self.directory / "zone"
+        if not zone.exists():  # else the updates of an earlier run are in it and in its journal
+            self._token = uuid.uuid4().hex
+            zone.write_text(_ZONE.format(token=self._token))
+        (self.directory / "named.conf").write_text(
+            _NAMED_CONF.format(port=self.port, directory=self.directory, zone=self.zone, extra=extra)
+        )
+
+    def _is_answering(self) -> bool:
+        # The token tells it from another server on the same port.
+        query = dns.message.make_query(f"token.{self.zone}", "TXT")
+        with contextlib.suppress(OSError, dns.exception.DNSException):
+            return self._token in str(dns.query.tcp(query, HOST, timeout=0.2, port=self.port))
+        return False
+
+
+class Redis(_Server):
+    """``redis-server`` that keeps nothing on disk."""
+
+    program = "redis-server"
+
+    def _command(self) -> list[str]:
+        program = find("redis-server")
+        assert program is not None, "redis-server is not installed"
+        return [program, "--port", str(self.port), "--bind", HOST, "--save", "", "--appendonly", "no"]
+
+    def _is_answering(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(self.address, timeout=1) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(16) == b"+PONG\r\n"
+        return False
+
+
+_NAMED_CONF = """\
+options {{
+    directory "{directory}";
+    listen-on port {port} {{ 127.0.0.1; }};
+    listen-on-v6 {{ none; }};
+    pid-file "named.pid";
+    session-keyfile "session.key";
+    managed-keys-directory "{directory}";
+    recursion no;
+    notify no;
+    dnssec-validation no;
+    minimal-responses no;
+{extra}}};
+controls {{ }};
+zone "{zone}" {{ type primary; file "zone"; allow-update {{ 127.0.0.1; }}; }};
+"""
+
+_ZONE = """\
+$TTL 1
+@ IN SOA ns hostmaster 1 3600 600 86400 1
+@ IN NS ns
+ns IN A 127.0.0.1
+token IN TXT {token}
+"""
+
+
+def _die_with_parent() -> None:
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _as_nobody(directory: Path) -> dict[str, Any]:
+    """Hand ``directory`` to the user nobody; return how to run a process as that user, nothing if we are not root."""
+    if os.geteuid() != 0:
+        return {}
+    user = pwd.getpwnam("nobody")
+    for path in (directory, *directory.iterdir()):
+        os.chown(path, user.pw_uid, user.pw_gid)
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+
+def _unconfined(program: str, directory: Path) -> str:
+    """Return a program outside of the AppArmor profile that confines the installed path to /etc/bind and the like."""
+    profile = Path("/etc/apparmor.d") / program.strip("/").replace("/", ".")
+    if not profile.exists():
+        return program
+    copy = directory / Path(program).name
+    if not copy.exists():
+        shutil.copy(program, copy)
+    return str(copy)
