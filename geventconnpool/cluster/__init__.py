@@ -1,0 +1,19 @@
+"""A pool over all endpoints of a service."""
+
+from geventconnpool.cluster._balancers import LeastLoaded, RoundRobin
+from geventconnpool.cluster._endpoints import Endpoint, Resolution
+from geventconnpool.cluster._outliers import OutlierDetection
+from geventconnpool.cluster._pool import ClusterPool
+from geventconnpool.cluster._resolvers import DNSResolver, Resolver, StaticResolver
+
+__all__ = [
+    "ClusterPool",
+    "DNSResolver",
+    "Endpoint",
+    "LeastLoaded",
+    "OutlierDetection",
+    "Resolution",
+    "Resolver",
+    "RoundRobin",
+    "StaticResolver",
+]

@@ -1,0 +1,98 @@
+"""Which endpoint the next call goes to. Pure; the rng is a constructor parameter.
+
+A balancer chooses among candidates that could all serve the call at once; it is not asked about anything else. RFC
+2782 asks for a share in proportion to the weight; weight 0 means "hardly ever", not "never".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from math import inf
+from random import Random
+from typing import Protocol, TypeVar
+
+HARDLY_EVER = 0.01  # the weight that stands for 0: RFC 2782 gives it "a very small chance of being selected"
+
+
+class Candidate(Protocol):
+    """An endpoint that can serve a call: what a balancer may know about it.
+
+    ``weight`` is above 0 (weight 0 in DNS is a hundredth); ``latency`` is the average of its calls in seconds, None
+    before the first; ``in_flight`` is the number of calls under way.
+    """
+
+    @property
+    def endpoint(self) -> Hashable: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def latency(self) -> float | None: ...
+
+
+C = TypeVar("C", bound=Candidate)
+
+REMEMBERED = 1000  # endpoints whose credit a round robin keeps while they are no candidates
+
+
+class Balancer(Protocol):
+    """Anything with this one method; called once per check-out, with at least one candidate; must not switch."""
+
+    def choose(self, candidates: Sequence[C], now: float) -> C: ...
+
+
+class LeastLoaded:
+    """The candidate with the fewest calls in flight for its weight; equals are drawn in proportion to their weights."""
+
+    def __init__(self, rng: Random | None = None) -> None:
+        self._rng = rng or Random()
+
+    def choose(self, candidates: Sequence[C], now: float) -> C:
+        least = inf
+        lightest: list[C] = []
+        for c in candidates:
+            load = c.in_flight / c.weight
+            if load < least:
+                least = load
+                lightest = [c]
+            elif load == least:
+                lightest.append(c)
+        if len(lightest) == 1:
+            return self._unless_hardly_ever(lightest[0], candidates, now)
+        return self._draw(lightest)
+
+    def _draw(self, lightest: Sequence[C]) -> C:
+        left = self._rng.random() * sum([c.weight for c in lightest])
+        for c in lightest:
+            left -= c.weight
+            if left < 0:
+                return c
+        return lightest[-1]
+
+    def _unless_hardly_ever(self, lightest: C, candidates: Sequence[C], now: float) -> C:
+        """Being idle while all others are busy is no reason to choose weight 0."""
+        if lightest.weight > HARDLY_EVER or self._rng.random() < HARDLY_EVER:
+            return lightest
+        others = [c for c in candidates if c.weight > HARDLY_EVER]
+        return self.choose(others, now) if others else lightest
+
+
+class RoundRobin:
+    """One after the other, in proportion to the weights and without bursts.
+
+    The smooth weighted round robin of nginx: everybody gains its weight, the richest is chosen and pays for all.
+    """
+
+    def __init__(self) -> None:
+        self._credit: dict[Hashable, float] = {}
+
+    def choose(self, candidates: Sequence[C], now: float) -> C:
+        credit = self._credit
+        for c in candidates:
+            credit[c.endpoint] = credit.pop(c.endpoint, 0.0) + c.weight  # to the end: the longest unseen comes first
+        best = max(candidates, key=lambda c: credit[c.endpoint])
+        credit[best.endpoint] -= sum(c.weight for c in candidates)
+        while len(credit) > len(candidates) + REMEMBERED:
+            del credit[next(iter(credit))]
+        return best

@@ -1,0 +1,440 @@
+"""The endpoints of a cluster and how they fare. Pure: told what happened and what time it is.
+
+A member is one endpoint with its pool, from the answer that first names it until its last connection is closed::
+
+                       consecutive failures, within the limit
+             +--------+ -----------------------------------> +---------+ --+ probe failed:
+    added -->| ACTIVE |                                      | EJECTED |   | again in 1, 2, 4, 5, 5 ... s
+             +--------+ <----------------------------------- +---------+ <-+
+               |    ^          a probe was passed              |    ^
+       removed |    | back in DNS                      removed |    | back in DNS
+               v    |                                          v    |
+             +--------------------------------------------------------+  last connection closed, or drain_timeout
+             |                       DRAINING                         | ------------------------------------------>
+             (gone)
+             +--------------------------------------------------------+
+
+An ejected or draining member's pool is suspended. A member is available if it is ACTIVE; it is eligible if it is
+available and has the lowest SRV priority that has an available member (RFC 2782). Only this module changes a member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from math import exp, inf
+from random import Random
+from typing import Final, Literal
+
+from geventconnpool import _slots, events
+from geventconnpool._backoff import exponential, spread
+from geventconnpool._check import show, without_traceback
+from geventconnpool._slots import ALARM, ERROR, Queue, Slot, Slots, Waiter, transition
+from geventconnpool.cluster._balancers import HARDLY_EVER, Balancer
+from geventconnpool.cluster._endpoints import Endpoint, difference
+from geventconnpool.cluster._outliers import OutlierDetection
+from geventconnpool.errors import PoolClosed, PoolUnavailable
+
+ACTIVE: Final = "active"
+EJECTED: Final = "ejected"
+DRAINING: Final = "draining"
+CONNECTS: Final = "connects"
+KEEPALIVES: Final = "keepalives"
+CALLS: Final = "calls"
+
+LATENCY_DECAY = 10.0  # seconds after which a call counts for 1/e in the average
+GOOD_CALLS_IN_A_ROW = 20  # after which a failure is no relapse
+
+
+class ClusterQueue(Queue):
+    """The one queue of a cluster: waiters belong to no endpoint, but some may not use every endpoint."""
+
+    members: Members
+
+    def may_use(self, waiter: Waiter, pool: Slots) -> bool:
+        """Say whether that endpoint is the one the waiter wants, or eligible for it."""
+        if waiter.only is not None:
+            return waiter.only is pool
+        return self.members.is_eligible(pool.observer, waiter.avoid)
+
+
+class Member:
+    """One endpoint of the cluster. Reports of its pool come in here; what they mean is decided by ``Members``."""
+
+    def __init__(self, members: Members, endpoint: Endpoint, pool: Slots) -> None:
+        self._members = members
+        self.endpoint = endpoint
+        self.pool = pool
+        self.weight = float(endpoint.weight) or HARDLY_EVER
+        self.state: Literal["active", "ejected", "draining"] = ACTIVE
+        self.was_ejected = False  # what a draining member goes back to
+        self.until = inf  # next probe if ejected, forced close if draining
+        self.failures: dict[events.Kind, int] = {CONNECTS: 0, KEEPALIVES: 0, CALLS: 0}
+        self.last_error: BaseException | None = None
+        self.ejections = 0
+        self.relapses = 0
+        self.is_on_trial = False  # readmitted, and not yet proven by good calls in a row: a failure is a relapse
+        self.good_calls = 0  # in a row
+        self.failed_probes = 0
+        self.is_probing = False
+        self.is_cut = False  # calls were in flight when its time to drain was over
+        self.latency: float | None = None
+        self._latency_at = -inf
+
+    @property
+    def in_flight(self) -> int:
+        return self.pool.in_use
+
+    # Reports, as ``_slots.Observer`` says.
+
+    def connected(self, now: float) -> None:
+        self.failures[CONNECTS] = 0
+
+    def connect_failed(self, error: BaseException, now: float) -> None:
+        self._members.failed(self, CONNECTS, error, now)
+
+    def kept_alive(self, now: float) -> None:
+        self.failures[CONNECTS] = self.failures[KEEPALIVES] = 0
+
+    def keepalive_failed(self, error: BaseException, now: float) -> None:
+        self._members.failed(self, KEEPALIVES, error, now)
+
+    def call_ended(self, verdict: str | None, error: BaseException | None, seconds: float, now: float) -> None:
+        self._note_latency(seconds, now)
+        if verdict is None:
+            self._note_good_call()
+        elif verdict is ERROR:
+            self.good_calls = 0
+            self._members.failed(self, CALLS, error, now)
+
+    def probed(self, error: BaseException | None, now: float) -> None:
+        self._members.probed(self, error, now)
+
+    def emptied(self) -> None:
+        self._members.emptied(self)
+
+    def forget_failures(self) -> None:
+        failures = self.failures
+        failures[CONNECTS] = failures[KEEPALIVES] = failures[CALLS] = 0
+
+    def _note_good_call(self) -> None:
+        self.forget_failures()
+        self.good_calls += 1
+        if self.good_calls % GOOD_CALLS_IN_A_ROW == 0:
+            self.is_on_trial = False
+            self.relapses = max(0, self.relapses - 1)
+
+    def _note_latency(self, seconds: float, now: float) -> None:
+        if self.latency is None:
+            self.latency = seconds
+        else:
+            self.latency += (seconds - self.latency) * (1.0 - exp((self._latency_at - now) / LATENCY_DECAY))
+        self._latency_at = now
+
+
+class Members:
+    """The set of members, who of them is eligible, and what is due for them.
+
+    ``open_pool`` makes the pool of a new endpoint; ``closed_pool`` is told when the last connection of one that is
+    gone is closed; ``ask`` is called when an endpoint fails, so that discovery looks again.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        queue: ClusterQueue,
+        balancer: Balancer,
+        *,
+        open_pool: Callable[[Endpoint], Slots],
+        closed_pool: Callable[[Slots], None],
+        ask: Callable[[float], None],
+        outlier: OutlierDetection | None,
+        drain_timeout: float,
+        rng: Random,
+    ) -> None:
+        self.name = name
+        self.queue = queue
+        self.alarm = inf
+        self.is_shut = False
+        self.is_empty = False  # an answer named no endpoint (those that drain are the past)
+        self._balancer = balancer
+        self._open_pool = open_pool
+        self._closed_pool = closed_pool
+        self._ask = ask
+        self._outlier = outlier
+        self._drain_timeout = drain_timeout
+        self._rng = rng
+        self._members: dict[Endpoint, Member] = {}
+        self.leaving: list[Member] = []  # gone, but for the last connections that are being closed
+        self.last_error: BaseException | None = None
+        self._eligible: tuple[Member, ...] = ()
+        self._eligible_but: dict[frozenset[Endpoint], tuple[Member, ...]] = {}  # by what is avoided
+        queue.members = self
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(tuple(self._members.values()))
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def get(self, endpoint: Endpoint) -> Member | None:
+        return self._members.get(endpoint)
+
+    # -- choosing ------------------------------------------------------------------------------------------------------
+
+    @property
+    def available(self) -> list[Member]:
+        return [member for member in self._members.values() if member.state is ACTIVE]
+
+    def eligible(self, avoid: Collection[Endpoint] = ()) -> Sequence[Member]:
+        """Return who may serve a call that would rather avoid some endpoints; if all are avoided, none is."""
+        if not avoid:
+            return self._eligible
+        key = frozenset(avoid)
+        if key not in self._eligible_but:
+            others = [member for member in self.available if member.endpoint not in key]
+            self._eligible_but[key] = tuple(_lowest_priority(others)) or self._eligible
+        return self._eligible_but[key]
+
+    def is_eligible(self, member: object, avoid: Collection[Endpoint]) -> bool:
+        """Say whether a member may serve such a call, without looking at all the others."""
+        eligible = self.eligible(avoid)
+        if not isinstance(member, Member) or member.state is not ACTIVE or not eligible:
+            return False
+        # All who are eligible have one priority, and either none of them is to be avoided or, as a last resort, all.
+        one = eligible[0].endpoint
+        return member.endpoint.priority == one.priority and (member.endpoint not in avoid or one in avoid)
+
+    def take(self, avoid: Collection[Endpoint], now: float) -> Slot | None:
+        """Choose an eligible member with an idle connection and hand that out: one step. None if there is none."""
+        candidates = [member for member in self.eligible(avoid) if member.pool.idle]
+        return self._choose(candidates, now).pool.take(now) if candidates else None
+
+    def _choose(self, candidates: Sequence[Member], now: float) -> Member:
+        """Ask the balancer, which may be the user's and is asked inside transitions: they must not break with it."""
+        try:
+            chosen = self._balancer.choose(candidates, now)
+            if chosen in candidates:
+                return chosen
+            raise ValueError(f"choose returned {show(chosen)}, which is no candidate")
+        except Exception as error:
+            self.queue.news.append(events.HookFailed(self.name, None, "choose", error))
+            return candidates[0]
+
+    @transition
+    def ask_for(self, waiter: Waiter, now: float) -> None:
+        """Hand an idle connection to the caller, or queue it."""
+        self.queue.join(waiter, now)
+        slot = self.take(waiter.avoid, now)
+        if slot is not None:
+            self.queue.settle(waiter, slot=slot)
+
+    def _eligibility_changed(self, now: float) -> None:
+        """Recompute who is eligible, and serve waiters who may now use what is idle, oldest first."""
+        available = self.available
+        self._eligible = tuple(_lowest_priority(available))
+        self._eligible_but.clear()
+        if not any(member.pool.idle for member in available):
+            return
+        for waiter in list(self.queue.waiting):
+            slot = None if waiter.only is not None else self.take(waiter.avoid, now)
+            if slot is not None:
+                self.queue.settle(waiter, slot=slot)
+
+    # -- discovery -----------------------------------------------------------------------------------------------------
+
+    @transition
+    def update(self, endpoints: Iterable[Endpoint], now: float) -> None:
+        """Apply what discovery says: add, update in place, drain, or take back what still drains."""
+        wanted = {endpoint: endpoint for endpoint in endpoints}
+        changes = difference(self._members, wanted)
+        for endpoint in changes.added:
+            self._add(endpoint, now)
+        for endpoint in changes.updated:
+            self._replace(endpoint)
+        # The keys are to show the current values, too; a dict keeps the key that came first.
+        self._members = {member.endpoint: member for member in self._members.values()}
+        for endpoint in changes.removed:
+            self._drain(self._members[endpoint], now)
+        for member in list(self._members.values()):
+            if member.state is DRAINING and member.endpoint in wanted:
+                self._return_from_drain(member, now)
+        self._eligibility_changed(now)
+        self.is_empty = not wanted
+        if self.is_empty:
+            self.queue.refuse(lambda: PoolUnavailable(f"{self.name}: the service has no endpoints"))
+        if not self.available:
+            self._probe_all(now)
+        self.set_alarm()
+
+    def _add(self, endpoint: Endpoint, now: float) -> None:
+        pool = self._open_pool(endpoint)
+        member = Member(self, endpoint, pool)
+        pool.observer = member
+        self._members[endpoint] = member
+        self.queue.news.append(events.EndpointAdded(self.name, endpoint))
+        pool.plan(now)
+
+    def _replace(self, endpoint: Endpoint) -> None:
+        member = self._members[endpoint]
+        previous, member.endpoint = member.endpoint, endpoint
+        member.weight = float(endpoint.weight) or HARDLY_EVER
+        member.pool.endpoint = endpoint
+        self.queue.news.append(events.EndpointUpdated(self.name, endpoint, previous))
+        member.pool.moved(previous.addresses, endpoint.addresses)
+
+    def _drain(self, member: Member, now: float) -> None:
+        if member.state is DRAINING:
+            return
+        member.was_ejected = member.state is EJECTED
+        member.state = DRAINING
+        member.is_probing = False
+        member.until = now + self._drain_timeout
+        self.queue.news.append(events.EndpointRemoved(self.name, member.endpoint))
+        member.pool.suspend(_slots.DRAINED)
+
+    def _return_from_drain(self, member: Member, now: float) -> None:
+        self.queue.news.append(events.EndpointAdded(self.name, member.endpoint))
+        if member.was_ejected:
+            member.state = EJECTED
+            member.until = now
+        else:
+            self._activate(member, now)
+
+    def emptied(self, member: Member) -> None:
+        """The last connection to an endpoint that drains, or is gone already, is closed."""
+        if member in self.leaving:
+            self.leaving.remove(member)
+            self._part(member, forced=member.is_cut)
+        elif member.state is DRAINING and self._members.get(member.endpoint) is member:
+            self._forget(member)
+            self._part(member, forced=False)
+
+    def _forget(self, member: Member) -> None:
+        del self._members[member.endpoint]
+        member.pool.shut(lambda: PoolClosed(f"{self.name}: {member.endpoint} is no longer in DNS"))
+
+    def _part(self, member: Member, *, forced: bool) -> None:
+        self.queue.news.append(events.EndpointDrained(self.name, member.endpoint, forced))
+        self._closed_pool(member.pool)
+
+    # -- ejection and return -------------------------------------------------------------------------------------------
+
+    def failed(self, member: Member, kind: events.Kind, error: BaseException | None, now: float) -> None:
+        """A connect, keepalive or call failed: count it, eject if it is one too many."""
+        member.failures[kind] += 1
+        # A call's error is still on its way through the caller's frames, and would keep all they hold alive.
+        member.last_error = error if kind is not CALLS or error is None else without_traceback(error)
+        if kind is CONNECTS:
+            self.last_error = error
+            self._ask(now)
+        outlier = self._outlier
+        if (
+            outlier is None
+            or self.is_shut
+            or member.state is not ACTIVE
+            or member.failures[kind] < outlier.consecutive_failures
+        ):
+            return
+        if self._may_eject(member, outlier):
+            self._eject(member, kind, outlier, now)
+
+    def _may_eject(self, member: Member, outlier: OutlierDetection) -> bool:
+        priority = member.endpoint.priority
+        if any(other.endpoint.priority > priority for other in self.available):
+            return True
+        peers = [m for m in self._members.values() if m.endpoint.priority == priority and m.state is not DRAINING]
+        ejected = sum(m.state is EJECTED for m in peers)
+        return ejected < outlier.limit(len(peers))
+
+    def _eject(self, member: Member, kind: events.Kind, outlier: OutlierDetection, now: float) -> None:
+        if kind is CALLS and member.is_on_trial and not outlier.is_longest(member.relapses):
+            member.relapses += 1
+        seconds = outlier.ejection_time(member.relapses, self._rng)
+        member.state = EJECTED
+        member.ejections += 1
+        member.failed_probes = 0
+        member.until = now + seconds
+        member.forget_failures()
+        self.queue.news.append(events.EndpointEjected(self.name, member.endpoint, kind, seconds, member.last_error))
+        member.pool.suspend(_slots.EJECTED)
+        self._ask(now)
+        self._eligibility_changed(now)
+        if not self.available:
+            self._probe_all(now)
+        self.set_alarm()
+
+    def _probe_all(self, now: float) -> None:
+        """Nobody is available: find out at once who is back."""
+        for member in self._members.values():
+            if member.state is EJECTED and not member.is_probing:
+                member.until = now
+
+    def probed(self, member: Member, error: BaseException | None, now: float) -> None:
+        """A probe has ended: readmit the endpoint, or try again later."""
+        if member.state is not EJECTED or not member.is_probing:
+            return
+        member.is_probing = False
+        if error is None:
+            self._readmit(member, now)
+            return
+        seconds = spread(exponential(member.failed_probes, base=1.0, factor=2.0, cap=5.0), 0.8, 1.2, self._rng)
+        member.failed_probes += 1
+        member.last_error = self.last_error = error
+        member.until = now + seconds
+        self.queue.news.append(events.ProbeFailed(self.name, member.endpoint, seconds, error))
+        self._ask(now)
+        self.set_alarm()
+
+    def _readmit(self, member: Member, now: float) -> None:
+        member.is_on_trial = True
+        member.good_calls = 0
+        member.forget_failures()
+        self.queue.news.append(events.EndpointReadmitted(self.name, member.endpoint))
+        self._activate(member, now)
+        self._eligibility_changed(now)
+
+    def _activate(self, member: Member, now: float) -> None:
+        member.state = ACTIVE
+        member.until = inf
+        member.pool.resume(now)
+
+    @transition
+    def shut(self, error: Callable[[], BaseException]) -> None:
+        """Close for good: every waiter gets an ``error``, nothing is opened or probed any more."""
+        self.is_shut = True
+        self.queue.refuse(error)
+        for member in self._members.values():
+            member.pool.shut(error)
+
+    # -- maintenance ---------------------------------------------------------------------------------------------------
+
+    @transition
+    def tick(self, now: float) -> None:
+        """Time has come to ``alarm``: probe who is due, close who has drained for too long."""
+        for member in list(self._members.values()):
+            if member.until > now or member.is_probing or self.is_shut:
+                continue
+            if member.state is EJECTED:
+                member.is_probing = True
+                member.pool.probe(now)
+            elif member.state is DRAINING:
+                self._end_drain(member)
+        self.set_alarm()
+
+    def _end_drain(self, member: Member) -> None:
+        """Cut what is left; the member is gone now, its connections close behind it."""
+        member.is_cut = member.in_flight > 0
+        self.leaving.append(member)
+        self._forget(member)
+        member.pool.cut()
+
+    def set_alarm(self) -> None:
+        due = min((m.until for m in self._members.values() if not m.is_probing), default=inf)
+        if due < self.alarm and not self.is_shut:
+            self.alarm = due
+            self.queue.todo.append((ALARM, self))
+
+
+def _lowest_priority(members: Collection[Member]) -> list[Member]:
+    lowest = min((member.endpoint.priority for member in members), default=0)
+    return [member for member in members if member.endpoint.priority == lowest]

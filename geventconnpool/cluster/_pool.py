@@ -1,0 +1,473 @@
+"""The cluster: one pool per endpoint that discovery names, one queue before all of them.
+
+Who is eligible, chosen, ejected, probed and drained is decided in ``_members``; when to look the service up again in
+``_refresh``; this is the shell round them. One engine acts for all pools, so a cluster at rest has a timer and no
+greenlet, whatever its size. A look-up runs in a greenlet of its own, for as long as it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
+from dataclasses import fields, replace
+from functools import partial
+from math import inf, isfinite
+from random import Random
+from time import monotonic
+from types import MappingProxyType
+from typing import Any, NoReturn, TypeVar
+
+from geventconnpool import _check, events
+from geventconnpool._check import show
+from geventconnpool._engine import Engine, forget_locals
+from geventconnpool._lender import Lender, PoolLender
+from geventconnpool._retry import places_to_avoid
+from geventconnpool._slots import ALARM, CAUSES, Gate, Slot, Slots, Waiter
+from geventconnpool.cluster._balancers import Balancer, LeastLoaded
+from geventconnpool.cluster._endpoints import Endpoint, Resolution, parse_service
+from geventconnpool.cluster._members import ClusterQueue, Member, Members
+from geventconnpool.cluster._outliers import OutlierDetection
+from geventconnpool.cluster._refresh import Refresh
+from geventconnpool.cluster._resolvers import DNSResolver, Resolver, StaticResolver
+from geventconnpool.errors import PoolClosed, PoolError, PoolUnavailable
+from geventconnpool.pool import DEFAULT_EXC_CLASSES, Borrowing, ConnectionPool, Options
+
+C = TypeVar("C")
+
+CONNECTS_AT_ONCE = 64  # over all endpoints of a cluster
+DESCRIBED = 20  # endpoints in the message of an error
+LOOKUP_TIMEOUT = 60.0  # seconds for a resolver of the user's; ours has a bound of its own
+MIN_REFRESH, MAX_REFRESH = 5.0, 300.0  # seconds, for a resolver that does not say
+
+
+class Discovery:
+    """Asks the resolver when it is time to, and hands what it says to the members."""
+
+    def __init__(self, engine: Engine, resolver: Resolver, service: str | None, name: str, rng: Random) -> None:
+        self.alarm = inf
+        self.members: Members
+        self._engine = engine
+        self._resolver = resolver
+        self._service = service
+        self._name = name
+        most = _check.seconds("the resolver's max_refresh", getattr(resolver, "max_refresh", MAX_REFRESH))
+        least = _check.seconds("the resolver's min_refresh", getattr(resolver, "min_refresh", min(MIN_REFRESH, most)))
+        self._refresh = Refresh(least, most, rng)
+        self._told: tuple[str, bool] = (self._refresh.state, False)
+        self._greenlet: Any = None
+        self._is_stopped = False
+
+    def start(self, members: Members) -> None:
+        """Look up for the first time: at once if the answer is at hand, else in the background."""
+        self.members = members
+        now = monotonic()
+        if type(self._resolver) is StaticResolver:
+            self._refresh.started(now)
+            self._apply(self._resolver.resolve(self._service))
+        else:
+            self.tick(now)
+
+    def stop(self) -> None:
+        self._is_stopped = True
+        if self._greenlet is not None:
+            self._greenlet.kill(block=False)
+
+    def ask(self, now: float) -> None:
+        """An endpoint has failed: perhaps DNS knows better by now."""
+        self._refresh.ask(now)
+        self._set_alarm()
+
+    def tick(self, now: float) -> None:
+        if self._refresh.due <= now and not self._is_stopped:
+            self._refresh.started(now)
+            self._greenlet = self._engine.spawn(self._look_up, self._fail)
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        if self._refresh.due < self.alarm and not self._is_stopped:
+            self.alarm = self._refresh.due
+            self._engine.queue.todo.append((ALARM, self))
+
+    def _look_up(self) -> None:
+        try:
+            resolution = self._engine.bounded(LOOKUP_TIMEOUT, "resolve", self._resolver.resolve, self._service)
+            if not isinstance(resolution, Resolution):
+                raise TypeError(f"resolve must return a Resolution, not {resolution!r}")
+        except BaseException as error:
+            forget_locals(error)
+            self._fail(error)
+            self._engine.pass_on_system_error(error)
+        else:
+            self._apply(resolution)
+
+    def _apply(self, resolution: Resolution) -> None:
+        now = monotonic()
+        self._greenlet = None
+        self._refresh.succeeded(resolution.ttl, not resolution.endpoints, now)
+        if not self._is_stopped:
+            self.members.update(resolution.endpoints, now)
+        self._tell()
+
+    def _fail(self, error: BaseException) -> None:
+        self._greenlet = None
+        self._refresh.failed(error, monotonic())
+        self._tell()
+
+    def _tell(self) -> None:
+        """Report a change of state, once."""
+        state = (self._refresh.state, self._refresh.last_error is not None)
+        if state != self._told and not self._is_stopped:
+            self._told = state
+            event = events.DiscoveryChanged(self._name, self._refresh.state, self._refresh.last_error)
+            self._engine.queue.news.append(event)
+        self._set_alarm()
+        self._engine.act()
+
+    @property
+    def last_error(self) -> BaseException | None:
+        return self._refresh.last_error
+
+    def stats(self) -> events.DiscoveryStats:
+        refresh = self._refresh
+        due = refresh.due if isfinite(refresh.due) else None
+        return events.DiscoveryStats(refresh.state, refresh.since, refresh.last_error, refresh.generation, due)
+
+
+class ClusterLender(Lender):
+    """All endpoints of a cluster as one place to borrow from."""
+
+    def __init__(self, options: Options, engine: Engine, hooks: Any, members: Members, discovery: Discovery) -> None:
+        super().__init__(engine, hooks, options, options.name)
+        self.options: Options = options
+        self.members = members
+        self.discovery = discovery
+        self.past = _sum(options.name, [])  # what endpoints did that are gone
+
+    def take(self, now: float) -> Slot | None:
+        slot = self.members.take(places_to_avoid(self.engine), now)
+        if self.engine.queue.news:
+            self.engine.act()  # the balancer failed
+        return slot
+
+    def ask(self, now: float) -> Waiter:
+        waiter = Waiter(now, avoid=frozenset(places_to_avoid(self.engine)))
+        self.members.ask_for(waiter, now)
+        return waiter
+
+    def pools(self) -> list[Slots]:
+        return [member.pool for member in (*self.members, *self.members.leaving)]
+
+    def refusal(self) -> PoolError | None:
+        if self.members.is_empty and not self.closed:
+            return PoolUnavailable(f"{self.name}: the service has no endpoints")
+        return super().refusal()
+
+    @property
+    def closed(self) -> bool:
+        return self.members.is_shut
+
+    def shut(self) -> None:
+        self.discovery.stop()
+        self.members.shut(partial(PoolClosed, f"{self.name} is closed"))
+
+    def is_ready(self, n: int | None) -> bool:
+        """Whether ``n`` connections are open; None: all that the available endpoints are to have, and at least one."""
+        if n is not None:
+            return self.count_open() >= n
+        available = self.members.available
+        return bool(available) and all(member.pool.open >= member.pool.size for member in available)
+
+    def trouble(self) -> tuple[str, BaseException | None]:
+        pools = self.pools()
+        gauges = f"open {sum(p.open for p in pools)}, idle {sum(len(p.idle) for p in pools)}"
+        gauges += f", in use {sum(p.in_use for p in pools)}, waiting {len(self.engine.queue.waiting)}"
+        return "; ".join([gauges, *self._places()]), self.last_error
+
+    def _places(self) -> list[str]:
+        """Describe the endpoints, those that do not serve first, as many as one wants to read."""
+        now = monotonic()
+        members = sorted(self.members, key=lambda member: member.state == "active")
+        places = [_describe(member, now) for member in members[:DESCRIBED]]
+        if len(members) > DESCRIBED:
+            places.append(f"and {len(members) - DESCRIBED} more")
+        if self.discovery.last_error is not None:
+            places.append(f"discovery fails: {show(self.discovery.last_error)}")
+        elif not members:
+            places.append("discovery has not answered yet")
+        return places
+
+    @property
+    def last_error(self) -> BaseException | None:
+        return self.members.last_error or self.discovery.last_error
+
+    def stats(self) -> events.ClusterStats:
+        endpoints = tuple(map(_endpoint_stats, self.members))
+        pools = [entry.pool for entry in endpoints] + [member.pool.facade.stats() for member in self.members.leaving]
+        total = _sum(self.name, [*pools, self.past])
+        values = {field.name: getattr(total, field.name) for field in fields(total)}
+        values["waits"] += self.waits
+        values["wait_seconds"] += self.wait_seconds
+        values["timeouts"] += self.timeouts
+        values["waiting"] = len(self.engine.queue.waiting)
+        values["last_error"] = self.last_error
+        return events.ClusterStats(**values, endpoints=endpoints, discovery=self.discovery.stats())
+
+    def forget(self, pool: Slots) -> None:
+        """An endpoint is gone: what it did still counts in the totals."""
+        gone = replace(pool.facade.stats(), size=0, min_size=0)
+        self.past = _sum(self.name, [self.past, gone])
+
+
+def _endpoint_stats(member: Member) -> events.EndpointStats:
+    return events.EndpointStats(
+        endpoint=member.endpoint,
+        state=member.state,
+        in_flight=member.in_flight,
+        latency=member.latency,
+        failures=MappingProxyType(dict(member.failures)),
+        ejections=member.ejections,
+        until=member.until if isfinite(member.until) else None,
+        last_error=member.last_error,
+        pool=member.pool.facade.stats(),
+    )
+
+
+def _sum(name: str, pools: Iterable[events.PoolStats]) -> events.PoolStats:
+    """Add up the gauges and counters of several pools."""
+    total: dict[str, Any] = {"name": name, "last_error": None}
+    pools = tuple(pools)
+    for field in fields(events.PoolStats):
+        if field.name == "discarded":
+            sums = {cause: sum(pool.discarded.get(cause, 0) for pool in pools) for cause in CAUSES}
+            total["discarded"] = MappingProxyType(sums)
+        elif field.name not in total:
+            total[field.name] = sum(getattr(pool, field.name) for pool in pools)
+    return events.PoolStats(**total)
+
+
+def _describe(member: Member, now: float) -> str:
+    text = f"{member.endpoint} {member.state}, in use {member.in_flight}"
+    if member.last_error is not None:
+        text += f", last failure {show(member.last_error)}"
+    if isfinite(member.until) and member.state == "ejected":
+        text += f", next probe in {max(0.0, member.until - now):.1f} s"
+    return text
+
+
+class EndpointPool(ConnectionPool[C]):
+    """The pool of one endpoint of a cluster: to borrow from just that, and to look at. Its life is the cluster's."""
+
+    def __init__(self, lender: PoolLender) -> None:
+        self._lender = lender
+
+    def _new_connection(self) -> NoReturn:
+        raise NotImplementedError("the cluster opens the connections of its pools")
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Raise :class:`RuntimeError`: the pool belongs to its cluster."""
+        raise RuntimeError(f"{self._lender.name} belongs to a cluster; close that")
+
+
+class Pools(Mapping[Endpoint, EndpointPool[C]]):
+    """The pools of a cluster by endpoint, a live view."""
+
+    def __init__(self, members: Members) -> None:
+        self._members = members
+
+    def __getitem__(self, endpoint: Endpoint) -> EndpointPool[C]:
+        member = self._members.get(endpoint)
+        if member is None:
+            raise KeyError(endpoint)
+        pool: EndpointPool[C] = member.pool.facade
+        return pool
+
+    def __iter__(self) -> Iterator[Endpoint]:
+        return (member.endpoint for member in self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def items(self) -> ItemsView[Endpoint, EndpointPool[C]]:
+        """Return what there is now: endpoints may leave while one goes through them."""
+        return dict(self._snapshot()).items()
+
+    def values(self) -> ValuesView[EndpointPool[C]]:
+        return dict(self._snapshot()).values()
+
+    def _snapshot(self) -> Iterator[tuple[Endpoint, EndpointPool[C]]]:
+        return ((member.endpoint, member.pool.facade) for member in self._members)
+
+    def __repr__(self) -> str:
+        return f"{{{', '.join(f'{endpoint}: {pool!r}' for endpoint, pool in self.items())}}}"
+
+
+class ClusterPool(Borrowing[C]):
+    """Keeps ``size`` connections to each endpoint of a service, and lends one that is good. Override
+    ``_new_connection``.
+
+    ``service``
+        a name without a port is looked up as SRV (``_redis._tcp.example.org``); each address of a name with a port
+        (``redis.example.org:6379``) is an endpoint; an iterable of ``(host, port)`` or :class:`Endpoint` is a fixed
+        set; an object with ``resolve`` is a resolver.
+    ``resolver``
+        who is asked for ``service``; default: :class:`DNSResolver`.
+    ``balancer``
+        :class:`LeastLoaded`, :class:`RoundRobin`, or any class or callable that makes an object with their ``choose``.
+    ``outlier``
+        when endpoints are ejected, an :class:`OutlierDetection`; None: never.
+    ``drain_timeout``
+        seconds that calls to an endpoint which left DNS have to finish; then it is closed under its users.
+
+    The other options are those of :class:`ConnectionPool`: ``timeout``, ``name`` and ``on_event`` are the cluster's,
+    the rest goes for each endpoint's pool; at most 64 connects are under way at once.
+
+    Raises :class:`ValueError` or :class:`TypeError`, naming parameter and value. Returns before the first look-up or
+    connect.
+    """
+
+    _lender: ClusterLender
+
+    def __init__(
+        self,
+        service: str | Resolver | Iterable[Endpoint | tuple[str, int]],
+        size: int,
+        exc_classes: type[BaseException] | Iterable[type[BaseException]] = DEFAULT_EXC_CLASSES,
+        keepalive: float | None = None,
+        *,
+        resolver: Resolver | None = None,
+        balancer: Callable[[], Balancer] = LeastLoaded,
+        outlier: OutlierDetection | None = OutlierDetection(),  # noqa: B008  # a frozen value
+        drain_timeout: float = 30.0,
+        timeout: float | None = None,
+        max_connecting: int = 4,
+        open_timeout: float = 10.0,
+        keepalive_timeout: float | None = None,
+        name: str | None = None,
+        on_event: Callable[[events.Event], object] | None = None,
+    ) -> None:
+        options = Options(
+            self,
+            ClusterPool,
+            size=size,
+            exc_classes=exc_classes,
+            keepalive=keepalive,
+            timeout=timeout,
+            max_connecting=max_connecting,
+            open_timeout=open_timeout,
+            keepalive_timeout=keepalive_timeout,
+            name=name,
+            on_event=on_event,
+        )
+        resolver, question = _who_to_ask(service, resolver)
+        if outlier is not None and not isinstance(outlier, OutlierDetection):
+            raise TypeError(f"outlier must be an OutlierDetection or None, not {outlier!r}")
+        rng = Random()
+        queue = ClusterQueue()
+        engine = options.make_engine(self, queue)
+        discovery = Discovery(engine, resolver, question, options.name, rng)
+        members = Members(
+            options.name,
+            queue,
+            _make_balancer(balancer),
+            open_pool=partial(_open_pool, self, options, engine, Gate(CONNECTS_AT_ONCE), rng),
+            closed_pool=lambda pool: self._lender.forget(pool),
+            ask=discovery.ask,
+            outlier=outlier,
+            drain_timeout=_check.seconds("drain_timeout", drain_timeout),
+            rng=rng,
+        )
+        self._lender = ClusterLender(options, engine, self, members, discovery)
+        discovery.start(members)
+        engine.act()
+
+    def _new_connection(self, endpoint: Endpoint) -> C:
+        """Return a new connection to ``endpoint``: any object but None and False. Called again if it raises."""
+        raise NotImplementedError
+
+    @property
+    def pools(self) -> Mapping[Endpoint, EndpointPool[C]]:
+        """The pool of each endpoint, a live read-only view."""
+        return Pools(self._lender.members)
+
+    def endpoint_of(self, c: C) -> Endpoint:
+        """Return the endpoint a connection leads to, as it was at connect; works in hooks, too.
+
+        Raises :class:`ValueError` for an object that is no connection of this cluster.
+        """
+        queue = self._lender.engine.queue
+        slot = queue.open.get(id(c)) or queue.cut.get(id(c))
+        if slot is None:
+            raise ValueError(f"{self._lender.name}: {show(c)} is not a connection of this cluster")
+        endpoint: Endpoint = slot.endpoint
+        return endpoint
+
+    def wait(self, n: int | None = None, timeout: float | None = None) -> None:
+        """Wait until ``n`` connections are open in total.
+
+        Without ``n``: until the service is resolved, every available endpoint has all its connections, and there is at
+        least one. Raises :class:`PoolTimeout` after ``timeout`` seconds (None: never).
+        """
+        if n is not None:
+            _check.integer("n", n, 0)
+        self._lender.wait(partial(self._lender.is_ready, n), _check.seconds_or_none("timeout", timeout))
+
+    def stats(self) -> events.ClusterStats:
+        """Return how the cluster stands, as a frozen value: totals, each endpoint, discovery. Never switches."""
+        return self._lender.stats()
+
+    @property
+    def size(self) -> int:
+        """How many connections are kept to each endpoint."""
+        return self._lender.options.size
+
+    def __repr__(self) -> str:
+        s = self.stats()
+        states = [entry.state for entry in s.endpoints]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in ("active", "ejected", "draining"))
+        gauges = f"{s.open} open, {s.idle} idle, {s.in_use} in use, {s.waiting} waiting"
+        return f"<{type(self).__name__} {s.name!r}: {counts}; {gauges}{', closed' if self.closed else ''}>"
+
+
+def _open_pool(cluster: Any, options: Options, engine: Engine, gate: Gate, rng: Random, endpoint: Endpoint) -> Slots:
+    slots = options.make_slots(engine.queue, gate, rng, endpoint)
+    name = f"{options.name}/{endpoint}"
+    slots.facade = EndpointPool(PoolLender(engine, cluster, options, name, slots))
+    return slots
+
+
+def _who_to_ask(service: Any, resolver: Any) -> tuple[Resolver, str | None]:
+    """Return the resolver, and what to ask it for."""
+    if resolver is not None:
+        return _given(service, resolver)
+    if isinstance(service, str):
+        parse_service(service)
+        return DNSResolver(), service
+    if isinstance(service, DNSResolver):
+        raise TypeError(f"service must be a name to look up with resolver={service!r}")
+    if _is_resolver(service):
+        return service, None
+    if not isinstance(service, Iterable) or isinstance(service, bytes):
+        raise TypeError(f"service must be a name, endpoints or a resolver, not {service!r}")
+    return StaticResolver(service), None
+
+
+def _given(service: Any, resolver: Any) -> tuple[Resolver, str]:
+    if not _is_resolver(resolver):
+        raise TypeError(f"resolver must have a method resolve, not {resolver!r}")
+    if not isinstance(service, str):
+        raise TypeError(f"service must be a name where a resolver is given, not {service!r}")
+    if isinstance(resolver, DNSResolver):
+        parse_service(service)
+    return resolver, service
+
+
+def _is_resolver(candidate: Any) -> bool:
+    return callable(getattr(candidate, "resolve", None)) and not isinstance(candidate, type)
+
+
+def _make_balancer(factory: Callable[[], Balancer]) -> Balancer:
+    if not callable(factory):
+        raise TypeError(f"balancer must be a class or another callable without arguments, not {factory!r}")
+    balancer = factory()
+    if not callable(getattr(balancer, "choose", None)):
+        raise TypeError(f"balancer must make an object with a method choose, not {balancer!r}")
+    return balancer
