@@ -1,0 +1,80 @@
+"""Every Python block of README.rst and of docs/ runs, in order, as one program per document.
+
+The text runs as it stands, but for the names that lead to servers of ours in it: ``setting`` says to which.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from geventconnpool import ClusterPool, ConnectionPool
+from geventconnpool.testing import DNSServer
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = {path.name: path for path in (ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst")))}
+BLOCK = re.compile(r"^\.\. code-block:: python\n\n((?:(?: {4}.*)?\n)+)", re.MULTILINE)
+
+
+def blocks(text: str) -> list[tuple[int, str]]:
+    """Return (number of lines before it, source) for each Python block."""
+    return [(text[: match.start(1)].count("\n"), textwrap.dedent(match[1])) for match in BLOCK.finditer(text)]
+
+
+@pytest.fixture
+def setting(tcp_server) -> Iterator[dict[str, str]]:
+    """What stands in the documents, and what is run instead."""
+    with DNSServer() as dns:
+        host, port = tcp_server.address
+        dns.add_srv("_ping._tcp.example.org", "ping.example.org", port)
+        dns.add_address("ping.example.org", host)
+        resolver = f"resolver=DNSResolver(nameservers=[{dns.address}])"
+        yield {
+            '"test.example.org", 2485': f'"{host}", {port}',
+            'Pings("_ping._tcp.example.org", 10': f'Pings("_ping._tcp.example.org", 10, {resolver}',
+            "import ClusterPool\n": "import ClusterPool; from geventconnpool.cluster import DNSResolver\n",
+        }
+
+
+def run(path: Path, setting: dict[str, str]) -> dict[str, object]:
+    """Run the blocks of a document in one namespace, which is returned."""
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for line, source in blocks(path.read_text()):
+        for text, instead in setting.items():
+            source = source.replace(text, instead)
+        # The empty lines make tracebacks point into the document.
+        exec(compile("\n" * line + source, str(path), "exec"), namespace)
+    return namespace
+
+
+@pytest.mark.parametrize("name", [name for name, path in DOCUMENTS.items() if blocks(path.read_text())])
+def test_every_python_block_runs(name, setting):
+    namespace = run(DOCUMENTS[name], setting)
+
+    for pool in namespace.values():
+        if isinstance(pool, ConnectionPool | ClusterPool):
+            assert pool.close(timeout=5)
+
+
+def test_no_block_is_overlooked():
+    texts = {name: path.read_text() for name, path in DOCUMENTS.items()}
+
+    assert {name: text.count("code-block:: python") for name, text in texts.items()} == {
+        name: len(blocks(text)) for name, text in texts.items()
+    }
+    assert len(blocks(texts["README.rst"])) >= 5
+    assert len(blocks(texts["tutorial.rst"])) >= 8
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_between_documents_lead_somewhere(name):
+    text = DOCUMENTS[name].read_text()
+
+    for target in re.findall(r"<(docs/[^>]+)>", text):
+        assert (ROOT / target).exists()
+    for target in re.findall(r":doc:`([^`]+)`", text):
+        assert (ROOT / "docs" / f"{target}.rst").exists()
