@@ -1,0 +1,199 @@
+"""Everything at once, in any order: nobody ever shares a connection, and all that was opened is closed in the end."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import gevent
+import pytest
+
+from geventconnpool import ClusterPool, ConnectionPool, Endpoint, PoolError, retry
+from geventconnpool.cluster import OutlierDetection, Resolution
+from tests.servers import wait_until
+
+GREENLETS, TURNS = 100, 60
+
+
+class Connection:
+    """Notices when two use it at a time, or when it is used after its end."""
+
+    def __init__(self) -> None:
+        self.user: Any = None
+        self.ends = 0
+
+    def use(self, rng: Random) -> None:
+        assert self.user is None, "two users"
+        self.user = gevent.getcurrent()
+        try:
+            gevent.sleep(rng.choice([0, 0, 0.001]))
+        finally:
+            self.user = None
+
+
+class Scripted:
+    """Hooks that take their time, fail now and then, and hang now and then."""
+
+    rng: Random
+    made: list[Connection]
+    is_calm = False
+
+    def _mishap(self, failing: float) -> None:
+        gevent.sleep(self.rng.choice([0, 0.001]))
+        if self.rng.random() < failing and not self.is_calm:
+            if self.rng.random() < 0.1:
+                gevent.sleep(60)
+            raise OSError("mishap")
+
+    def _new_connection(self, endpoint: Endpoint | None = None) -> Connection:
+        self._mishap(0.2)
+        self.made.append(Connection())
+        return self.made[-1]
+
+    def _keepalive(self, c: Connection) -> None:
+        c.use(self.rng)
+        self._mishap(0.2)
+
+    def _close_connection(self, c: Connection) -> None:
+        c.ends += 1
+        self._mishap(0.1)
+
+
+class Pool(Scripted, ConnectionPool[Connection]):
+    pass
+
+
+class Cluster(Scripted, ClusterPool[Connection]):
+    pass
+
+
+class Fickle:
+    """Names other endpoints each time it is asked."""
+
+    min_refresh = 0.01
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+
+    def resolve(self, service: str | None) -> Resolution:
+        if self._rng.random() < 0.1:
+            raise OSError("no DNS")
+        names = self._rng.sample("abcde", self._rng.randint(1, 5))
+        return Resolution(tuple(self._endpoint(name) for name in names), ttl=0)
+
+    def _endpoint(self, name: str) -> Endpoint:
+        addresses = self._rng.sample(["10.0.0.1", "10.0.0.2", "10.0.0.3"], 2)
+        return Endpoint(name, 1, tuple(addresses), self._rng.choice([0, 0, 1]), self._rng.randint(0, 3))
+
+
+def live(pool: Any, rng: Random) -> None:
+    """Use the pool in every way there is, and be unlucky in every way there is."""
+    for _ in range(TURNS):
+        try:
+            with gevent.Timeout(rng.choice([0.001, 0.01, 0.1, 1]), False):  # type: ignore[arg-type]  # False: it ends the block in silence
+                rng.choice([borrow, borrow, by_hand, retried, collected])(pool, rng)
+        except (PoolError, OSError, LookupError):
+            pass
+
+
+def borrow(pool: Any, rng: Random) -> None:
+    with pool.get(timeout=rng.choice([0, 0.01, 1])) as c:
+        c.use(rng)
+        if rng.random() < 0.2:
+            pool.discard(c)
+        if rng.random() < 0.3:
+            raise rng.choice([OSError("mine"), LookupError("mine")])
+
+
+def by_hand(pool: Any, rng: Random) -> None:
+    c = pool.acquire(timeout=rng.choice([0, 0.01, 1]))
+    try:
+        c.use(rng)
+    finally:
+        rng.choice([pool.release, pool.discard])(c)
+
+
+@retry(max_failures=3)
+def retried(pool: Any, rng: Random) -> None:
+    borrow(pool, rng)
+
+
+def collected(pool: Any, rng: Random) -> None:
+    """Leave a lease to the garbage collector."""
+
+    def lease() -> Iterator[None]:
+        with pool.get(timeout=0):
+            yield
+
+    cycle: list[Any] = [lease()]
+    cycle.append(cycle)
+    next(cycle[0])
+
+
+def check(pool: Any) -> None:
+    """Assert that the pool is whole, and that it closes."""
+    gc.collect()
+    pool.is_calm = True
+    wait_until(lambda: pool.stats().in_use == 0, what=f"the return of all connections of {pool!r}")
+    with pool.get(timeout=10):
+        pass
+    for slots in pool._lender.pools():
+        assert len(slots.slots) <= slots.size
+    assert not pool._lender.engine.queue.waiting
+    assert pool.close(10)
+    wait_until(lambda: pool.stats().opened == pool.stats().closed, what=f"the end of all connections of {pool!r}")
+    assert {c.ends for c in pool.made} == {1}
+    assert len(pool.made) == pool.stats().opened
+    assert (pool._lender.engine.queue.open, pool._lender.engine.queue.cut) == ({}, {})
+
+
+def storm(pool: Any, rng: Random) -> None:
+    greenlets = [gevent.spawn(live, pool, Random(rng.random())) for _ in range(GREENLETS)]
+    wait_until(lambda: any(g.ready() for g in greenlets), timeout=30, what="the first to be done")
+    for greenlet in rng.sample(greenlets, GREENLETS // 10):
+        greenlet.kill(block=False)
+    gevent.joinall(greenlets, timeout=30)
+    assert [g.exception for g in greenlets if g.exception is not None] == []
+    assert all(greenlet.ready() for greenlet in greenlets)
+
+
+@pytest.fixture(params=[700, 1], ids=["gc as usual", "gc at every turn"])
+def weather(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("geventconnpool._engine.CLOSE_TIMEOUT", 0.05)
+    before = gc.get_threshold()
+    gc.set_threshold(request.param)
+    yield
+    gc.set_threshold(*before)
+
+
+@pytest.mark.usefixtures("weather")
+@pytest.mark.parametrize("seed", range(2))
+def test_a_pool_survives_a_storm(seed: int) -> None:
+    pool = Pool.__new__(Pool)
+    pool.rng, pool.made = Random(seed), []
+    pool.__init__(10, keepalive=0.01, open_timeout=0.05, keepalive_timeout=0.05)  # type: ignore[misc]
+
+    storm(pool, pool.rng)
+    check(pool)
+
+
+@pytest.mark.usefixtures("weather")
+@pytest.mark.parametrize("seed", range(2))
+def test_a_cluster_survives_a_storm(seed: int) -> None:
+    pool = Cluster.__new__(Cluster)
+    pool.rng, pool.made = Random(seed), []
+    outlier = OutlierDetection(consecutive_failures=3, base_ejection_time=0.01, max_ejection_time=0.05)
+    pool.__init__(  # type: ignore[misc]
+        Fickle(pool.rng),
+        4,
+        keepalive=0.01,
+        open_timeout=0.05,
+        keepalive_timeout=0.05,
+        outlier=outlier,
+        drain_timeout=0.05,
+    )
+
+    storm(pool, pool.rng)
+    check(pool)
