@@ -30,7 +30,7 @@ from math import inf
 from time import monotonic
 from traceback import walk_tb
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from gevent import Greenlet, GreenletExit, Timeout, get_hub, getcurrent
 from gevent.monkey import get_original
@@ -61,7 +61,7 @@ EVENTS_KEPT = 1000  # that a slow consumer may be behind
 
 SYSTEM = (KeyboardInterrupt, SystemExit)
 _plain_socket: Any = get_original("socket", "socket")
-_get_ident: Any = get_original("_thread", "get_ident")
+get_ident: Any = get_original("_thread", "get_ident")  # of the native thread, patched or not
 _SUSPENDABLE = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 
 
@@ -145,7 +145,7 @@ class Engine:
     ) -> None:
         self.queue = queue
         self.hub = get_hub()
-        self._thread = _get_ident()
+        self.thread = get_ident()
         self._hooks = hooks  # the user's pool
         self._name = name
         self._open_timeout = open_timeout
@@ -186,12 +186,12 @@ class Engine:
             if watch.is_settled:
                 self._wake_soon(watch)
 
-    def is_elsewhere(self) -> bool:
-        """Whether this is another native thread than that of our hub."""
-        return bool(_get_ident() != self._thread)
+    def refuse_thread(self) -> NoReturn:
+        """Raise: greenlets, timers and sockets belong to a hub, and a hub to its native thread."""
+        raise RuntimeError(f"{self._name} belongs to the native thread {self.thread}, this is {get_ident()}")
 
-    def end_later(self, slot: Slot, error: BaseException) -> None:
-        """Have a lease that was collected in another native thread end in ours."""
+    def end_later(self, slot: Slot, error: BaseException | None) -> None:
+        """Have a lease that came to its end in another native thread end in ours."""
         self.queue.late.append((slot, INTERRUPTED, error, monotonic()))
         self.hub.loop.run_callback_threadsafe(self._end_late, slot)
 

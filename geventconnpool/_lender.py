@@ -12,7 +12,7 @@ from gevent import getcurrent
 
 from geventconnpool import events
 from geventconnpool._check import show
-from geventconnpool._engine import SYSTEM, Engine
+from geventconnpool._engine import SYSTEM, Engine, get_ident
 from geventconnpool._retry import note_failure
 from geventconnpool._slots import ERROR, IN_USE, INTERRUPTED, KEPT, NOT_REUSABLE, SHUT, USER, Slot, Slots, Waiter
 from geventconnpool.errors import PoolClosed, PoolError, PoolTimeout
@@ -69,6 +69,7 @@ class Lender(ABC):
         self.timeouts = 0
         self._hooks = hooks
         self._asks_reusable = options.asks_reusable
+        self._thread = engine.thread
 
     @abstractmethod
     def take(self, now: float) -> Slot | None:
@@ -107,6 +108,8 @@ class Lender(ABC):
 
     def borrow(self, timeout: float | None) -> Slot:
         """Return a slot that is in use by the current greenlet from now on; wait up to ``timeout`` seconds for it."""
+        if get_ident() != self._thread:
+            self.engine.refuse_thread()
         slot = self.take(monotonic())
         if slot is None:
             slot = self._borrow_later(timeout)
@@ -158,20 +161,26 @@ class Lender(ABC):
 
     def give_back(self, slot: Slot, exc: BaseException | None) -> None:
         """End a lease: ``exc`` is what its block raised. Never switches, unless a hook that must not does."""
+        if get_ident() != self._thread:
+            self._give_back_elsewhere(slot, exc)
+            return
         if exc is None and not self._asks_reusable:
             slot.owner, owner = None, slot.owner
             if slot.pool.returned(slot, monotonic()):
                 return
             slot.owner = owner
-        if isinstance(exc, GeneratorExit) and self.engine.is_elsewhere():
-            self.engine.end_later(slot, exc)  # the collector runs in whatever thread makes garbage
-            return
         try:
             verdict = self._verdict(slot, exc)
         except BaseException as interruption:  # of a hook that switched: its own, and the connection's, end
             self._end(slot, INTERRUPTED, interruption)
             raise
         self._end(slot, verdict, exc)
+
+    def _give_back_elsewhere(self, slot: Slot, exc: BaseException | None) -> None:
+        """Not in the thread of the hub: by mistake, or by the collector, which runs wherever garbage is made."""
+        self.engine.end_later(slot, exc)
+        if not isinstance(exc, GeneratorExit):
+            self.engine.refuse_thread()
 
     def _end(self, slot: Slot, verdict: str | None, error: BaseException | None) -> None:
         if verdict is not None:
@@ -217,6 +226,8 @@ class Lender(ABC):
 
     def lent(self, connection: object, verb: str) -> Slot:
         """Return the slot of a connection that is borrowed, or ValueError."""
+        if get_ident() != self._thread:
+            self.engine.refuse_thread()
         queue = self.engine.queue
         slot = queue.open.get(id(connection)) or queue.cut.get(id(connection))
         if slot is None or not self.owns(slot):
@@ -248,6 +259,8 @@ class Lender(ABC):
         return sum(pool.open for pool in self.pools())
 
     def wait(self, is_ready: Callable[[], bool], timeout: float | None) -> None:
+        if get_ident() != self._thread:
+            self.engine.refuse_thread()
         started = monotonic()
         if not self.engine.wait_until(lambda: self.closed or is_ready(), timeout):
             state, cause = self.trouble()
@@ -256,6 +269,8 @@ class Lender(ABC):
             raise PoolClosed(f"{self.name} is closed")
 
     def close(self, timeout: float | None) -> bool:
+        if get_ident() != self._thread:
+            self.engine.refuse_thread()
         if not self.closed:
             self.shut()
             self.engine.act()

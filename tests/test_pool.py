@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import socket as plain_socket
 import time
 from collections import deque
@@ -2305,3 +2306,61 @@ def test_a_lease_that_is_collected_in_another_native_thread_loses_no_connection(
     with pool.get(timeout=5):
         pass
     assert pool.stats().discarded["interrupted"] == 1
+
+
+def in_another_thread(job):
+    """Return what the job returns or raises in another native thread."""
+
+    def run():
+        try:
+            return job()
+        except Exception as error:
+            return error
+
+    return gevent.get_hub().threadpool.apply(run)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda pool, c: pool.acquire(timeout=0),
+        lambda pool, c: pool.get().__enter__(),
+        lambda pool, c: pool.release(c),
+        lambda pool, c: pool.discard(c),
+        lambda pool, c: pool.wait(timeout=0),
+        lambda pool, c: pool.close(0),
+    ],
+    ids=["acquire", "get", "release", "discard", "wait", "close"],
+)
+def test_another_native_thread_is_refused_and_changes_nothing(use):
+    pool = ready(Pool(2, name="mine"))
+    c = pool.acquire()
+    refusal = in_another_thread(lambda: use(pool, c))
+    stats = pool.stats()
+    pool.release(c)
+
+    assert isinstance(refusal, RuntimeError)
+    assert re.fullmatch(r"mine belongs to the native thread \d+, this is \d+", str(refusal))
+    assert (stats.in_use, stats.idle, stats.gets, pool.closed) == (1, 1, 1, False)
+
+
+def test_a_block_that_ends_in_another_native_thread_is_refused_and_its_connection_replaced():
+    pool = ready(Pool(1))
+    lease = pool.get()
+    lease.__enter__()
+    refusal = in_another_thread(lambda: lease.__exit__(None, None, None))
+    wait_until(lambda: pool.stats().idle == 1)
+
+    assert isinstance(refusal, RuntimeError)
+    assert pool.stats().discarded["interrupted"] == 1
+
+
+def test_another_native_thread_may_look():
+    pool = ready(Pool(2))
+
+    assert in_another_thread(lambda: (pool.stats().idle, pool.size, pool.closed, "2 idle" in repr(pool))) == (
+        2,
+        2,
+        False,
+        True,
+    )
