@@ -64,9 +64,14 @@ def exception_classes(parameter: str, value: object) -> tuple[type[BaseException
 def without_traceback(error: BaseException) -> BaseException:
     """Return what looks like ``error`` but holds on to nothing: no frames, no other errors. Itself if that fails."""
     try:
-        return type(error).__new__(type(error), *error.args)
+        likeness = type(error).__new__(type(error), *error.args)
+        if isinstance(likeness, OSError):
+            OSError.__init__(likeness, *error.args)  # a subclass with an __init__ of its own leaves it to that
+        likeness.args = error.args
+        likeness.__dict__.update(error.__dict__)
     except Exception:
         return error
+    return likeness
 
 
 def show(value: object) -> str:

@@ -60,6 +60,7 @@ BOUND_REPEAT = 1.0  # seconds until a hook that swallowed its bound gets it agai
 EVENTS_KEPT = 1000  # that a slow consumer may be behind
 
 SYSTEM = (KeyboardInterrupt, SystemExit)
+log = logger.getChild("pool")
 _plain_socket: Any = get_original("socket", "socket")
 get_ident: Any = get_original("_thread", "get_ident")  # of the native thread, patched or not
 _SUSPENDABLE = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
@@ -68,9 +69,10 @@ _SUSPENDABLE = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 class HookTimeout(Timeout):
     """Thrown into a hook that outlives its time, again every second until it ends."""
 
-    def __init__(self, hook: str, seconds: float) -> None:
+    def __init__(self, hook: str, endpoint: Any, seconds: float) -> None:
         super().__init__(None)
         self.hook = hook
+        self.endpoint = endpoint
         self.bound = seconds
         self.is_told = False
 
@@ -102,15 +104,27 @@ class Feed:
         self._pool = pool
         self._events: deque[events.Event] = deque()
         self._dropped = 0
-        self._greenlet: Any = None
+        self._is_running = False
 
     def put(self, event: events.Event) -> None:
         if len(self._events) >= EVENTS_KEPT:
             self._events.popleft()
             self._dropped += 1
         self._events.append(event)
-        if self._greenlet is None or self._greenlet.ready():
-            self._greenlet = Greenlet.spawn(self._run)
+        if not self._is_running:
+            self._start()
+
+    def _start(self) -> None:
+        self._is_running = True
+        greenlet = Greenlet(self._run)
+        greenlet.rawlink(self._ended)
+        greenlet.start()
+
+    def _ended(self, greenlet: Any) -> None:
+        """It is done, or somebody killed it."""
+        self._is_running = False
+        if self._events:
+            self._start()
 
     def _run(self) -> None:
         while self._events:
@@ -118,15 +132,16 @@ class Feed:
             try:
                 self._consume(event)
             except BaseException as error:  # whatever it is, the next event is told all the same
-                logger.exception("%s: %s raised for %r", self._pool, self._name, event, extra={"pool": self._pool})
+                log.exception("%s: %s raised for %r", self._pool, self._name, event, extra={"pool": self._pool})
                 pass_on_system_error(get_hub(), error)
-        self._greenlet = None
 
     def _next(self) -> events.Event:
         if not self._dropped:
             return self._events.popleft()
         dropped, self._dropped = self._dropped, 0
-        logger.warning("%s: %s is too slow, %d events dropped", self._pool, self._name, dropped)
+        log.warning(
+            "%s: %s is too slow, %d events dropped", self._pool, self._name, dropped, extra={"pool": self._pool}
+        )
         return events.EventsDropped(self._pool, dropped)
 
 
@@ -154,6 +169,7 @@ class Engine:
         if on_event is not None:
             self._feeds.append(Feed(on_event, "on_event", name))
         self._watches: list[Watch] = []
+        self._is_acting = False
         self._heap: list[tuple[float, int, Timed]] = []
         self._order = count()
         self._timer: Any = None
@@ -173,18 +189,26 @@ class Engine:
     def act(self) -> None:
         """Do what the transitions just made have left to do. Never switches."""
         queue = self.queue
-        if queue.busy:
-            return  # the collector ended a lease inside a transition; who made that will act
-        while queue.todo:
-            deed, subject = queue.todo.popleft()
-            self._deeds[deed](subject)
-        while queue.news:
-            event = queue.news.popleft()
-            for feed in self._feeds:
-                feed.put(event)
+        if queue.busy or self._is_acting:
+            return  # the collector ended a lease in the middle of it; who began will see to the end
+        self._is_acting = True
+        try:
+            while queue.todo or queue.news:
+                while queue.todo:
+                    deed, subject = queue.todo.popleft()
+                    self._deeds[deed](subject)
+                self._tell()
+        finally:
+            self._is_acting = False
         for watch in self._watches:
             if watch.is_settled:
                 self._wake_soon(watch)
+
+    def _tell(self) -> None:
+        if self.queue.news:
+            event = self.queue.news.popleft()
+            for feed in self._feeds:
+                feed.put(event)
 
     def refuse_thread(self) -> NoReturn:
         """Raise: greenlets, timers and sockets belong to a hub, and a hub to its native thread."""
@@ -314,14 +338,15 @@ class Engine:
     def _open(self, slot: Slot, failed: Callable[[BaseException], None]) -> None:
         arguments = () if slot.endpoint is None else (slot.endpoint,)
         try:
-            connection = self.bounded(self._open_timeout, "_new_connection", self._hooks._new_connection, *arguments)
+            hook = self._hooks._new_connection
+            connection = self.bounded(self._open_timeout, "_new_connection", slot.endpoint, hook, *arguments)
+            slot.peer = None if slot.endpoint is None else self._peer_of(connection, slot) or slot.endpoint.host
             self._look_at(connection)
         except BaseException as error:
             forget_locals(error)
             failed(error)
             self.pass_on_system_error(error)
         else:
-            slot.peer = None if slot.endpoint is None else self._peer_of(connection) or slot.endpoint.host
             self._conclude(slot, slot.pool.opened, connection)
 
     def _look_at(self, connection: Any) -> None:
@@ -331,10 +356,10 @@ class Engine:
         if id(connection) in self.queue.open:
             raise ValueError(f"_new_connection returned an object that is in the pool already: {type(connection)!r}")
 
-    def _peer_of(self, connection: Any) -> str | None:
+    def _peer_of(self, connection: Any, slot: Slot) -> str | None:
         """Return the address a connection leads to, None if that cannot be told, or not soon."""
         try:
-            return self.bounded(PEER_TIMEOUT, "getpeername", _peer_of, connection)
+            return self.bounded(PEER_TIMEOUT, "getpeername", slot.endpoint, _peer_of, connection)
         except BaseException:  # a kill, too: the connection is there, and must be taken or closed
             return None
 
@@ -344,7 +369,7 @@ class Engine:
 
     def _check(self, slot: Slot, failed: Callable[[BaseException], None]) -> None:
         try:
-            self.bounded(self._keepalive_timeout, "_keepalive", self._hooks._keepalive, slot.connection)
+            self.bounded(self._keepalive_timeout, "_keepalive", slot.endpoint, self._hooks._keepalive, slot.connection)
         except BaseException as error:
             forget_locals(error)
             failed(error)
@@ -361,7 +386,7 @@ class Engine:
 
     def _close(self, hook: str, slot: Slot) -> None:
         try:
-            self.bounded(CLOSE_TIMEOUT, hook, getattr(self._hooks, hook), slot.connection)
+            self.bounded(CLOSE_TIMEOUT, hook, slot.endpoint, getattr(self._hooks, hook), slot.connection)
         except BaseException as error:
             forget_locals(error)
             if not isinstance(error, HookTimeout):  # of which bounded() has told
@@ -377,10 +402,10 @@ class Engine:
     def pass_on_system_error(self, error: BaseException) -> None:
         pass_on_system_error(self.hub, error)
 
-    def bounded(self, seconds: float, name: str, hook: Callable[..., R], *args: Any) -> R:
+    def bounded(self, seconds: float, name: str, endpoint: Any, hook: Callable[..., R], *args: Any) -> R:
         """Call ``hook``; after ``seconds``, and every second until it ends, :class:`HookTimeout` is thrown into it."""
         timer = self.hub.loop.timer(seconds, BOUND_REPEAT)
-        timer.start(self._throw, getcurrent(), HookTimeout(name, seconds), update=True)
+        timer.start(self._throw, getcurrent(), HookTimeout(name, endpoint, seconds), update=True)
         try:
             return hook(*args)
         finally:
@@ -389,7 +414,7 @@ class Engine:
     def _throw(self, greenlet: Any, bound: HookTimeout) -> None:
         if not bound.is_told:
             bound.is_told = True
-            self.queue.news.append(events.HookFailed(self._name, None, bound.hook, bound))
+            self.queue.news.append(events.HookFailed(self._name, bound.endpoint, bound.hook, bound))
             self.act()
         greenlet.throw(bound)
 

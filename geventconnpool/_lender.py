@@ -67,6 +67,7 @@ class Lender(ABC):
         self.waits = 0
         self.wait_seconds = 0.0
         self.timeouts = 0
+        self._is_cut = False  # connections were closed under their users
         self._hooks = hooks
         self._asks_reusable = options.asks_reusable
         self._thread = engine.thread
@@ -76,8 +77,12 @@ class Lender(ABC):
         """Hand out an idle connection if there is one."""
 
     @abstractmethod
-    def ask(self, now: float) -> Waiter:
-        """Queue for a connection, and return what will be settled (or is already)."""
+    def new_waiter(self, now: float) -> Waiter:
+        """Return a waiter for what may be borrowed here."""
+
+    @abstractmethod
+    def ask(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
+        """Queue for a connection, at the end or ``first``; the waiter may be settled at once."""
 
     @abstractmethod
     def pools(self) -> Iterable[Slots]:
@@ -121,30 +126,40 @@ class Lender(ABC):
         error = self.refusal()
         if error is not None:
             raise error
-        waiter = self.ask(monotonic())
+        waiter = self.new_waiter(monotonic())
+        self.ask(waiter, waiter.since)
         self.engine.act()
         if not waiter.is_settled and timeout != 0:
+            self.waits += 1
             self._wait(waiter, timeout)
+        while waiter.slot is not None:
+            if waiter.slot.state is IN_USE and waiter.slot.doomed is None:
+                return waiter.slot
+            self._ask_again(waiter, timeout)
         self.engine.queue.withdraw(waiter)
-        waited = monotonic() - waiter.since
-        if waiter.slot is not None:
-            return self._received(waiter.slot, timeout, waited)
         if waiter.error is not None:
             raise waiter.error
         self.timeouts += 1
         state, cause = self.trouble()
+        waited = monotonic() - waiter.since
         raise PoolTimeout(f"{self.name}: no connection within {waited:.2f} s ({state})") from cause
 
-    def _received(self, slot: Slot, timeout: float | None, waited: float) -> Slot:
-        """Take what was handed over, unless the pool was closed or its endpoint ejected before the waiter could run."""
-        if slot.state is IN_USE and slot.doomed is None:
-            return slot
-        slot.pool.pass_on(slot, monotonic())
+    def _ask_again(self, waiter: Waiter, timeout: float | None) -> None:
+        """What was handed over is no good: the pool was closed, or its endpoint ejected, before the waiter ran."""
+        slot, waiter.slot = waiter.slot, None
+        if slot is not None:
+            slot.pool.pass_on(slot, monotonic())
+        waiter.error = self.refusal()
+        now = monotonic()
+        left = None if timeout is None else max(0.0, waiter.since + timeout - now)
+        if waiter.error is None:
+            self.ask(waiter, now, first=True)
         self.engine.act()
-        return self._borrow_later(None if timeout is None else max(0.0, timeout - waited))
+        if not waiter.is_settled and left != 0:
+            self._wait(waiter, left)
 
     def _wait(self, waiter: Waiter, timeout: float | None) -> None:
-        self.waits += 1
+        started = monotonic()
         try:
             self.engine.park(waiter, timeout)
         except BaseException:
@@ -155,7 +170,7 @@ class Lender(ABC):
                 self.engine.act()
             raise
         finally:
-            self.wait_seconds += monotonic() - waiter.since
+            self.wait_seconds += monotonic() - started
 
     # -- returning -----------------------------------------------------------------------------------------------------
 
@@ -205,8 +220,8 @@ class Lender(ABC):
         return None if exc is None else KEPT
 
     def _is_connection_error(self, exc: BaseException, slot: Slot) -> bool:
-        if not isinstance(exc, Exception) and not isinstance(exc, self.options.exc_classes):
-            return False  # among them the GeneratorExit of a collected lease, in which nothing of the user's may run
+        if isinstance(exc, GeneratorExit):
+            return False  # perhaps of a lease that is being collected, when nothing of the user's may run
         try:
             return bool(self._hooks._is_connection_error(exc))
         except (Exception, *SYSTEM) as error:
@@ -262,11 +277,12 @@ class Lender(ABC):
         if get_ident() != self._thread:
             self.engine.refuse_thread()
         started = monotonic()
-        if not self.engine.wait_until(lambda: self.closed or is_ready(), timeout):
+        if not self.engine.wait_until(lambda: is_ready() or self.refusal() is not None, timeout):
             state, cause = self.trouble()
             raise PoolTimeout(f"{self.name}: not ready within {monotonic() - started:.2f} s ({state})") from cause
-        if self.closed:
-            raise PoolClosed(f"{self.name} is closed")
+        refusal = self.refusal()
+        if refusal is not None:
+            raise refusal
 
     def close(self, timeout: float | None) -> bool:
         if get_ident() != self._thread:
@@ -277,14 +293,10 @@ class Lender(ABC):
             self.engine.stop_alarms()
         me = getcurrent()
         self.engine.wait_until(lambda: not self._is_busy(besides=me), timeout)
-        all_back = not self._is_used(besides=me)
         for pool in tuple(self.pools()):
-            pool.cut(spare=me)
+            self._is_cut = pool.cut(spare=me) or self._is_cut
         self.engine.act()
-        return all_back
-
-    def _is_used(self, besides: object) -> bool:
-        return any(s.state is IN_USE and s.owner is not besides for pool in self.pools() for s in pool.slots)
+        return not self._is_cut
 
     def _is_busy(self, besides: object) -> bool:
         """Whether anything is still to be returned, or is being opened, kept alive or closed."""
@@ -301,10 +313,11 @@ class PoolLender(Lender):
     def take(self, now: float) -> Slot | None:
         return self.slots.take(now)
 
-    def ask(self, now: float) -> Waiter:
-        waiter = Waiter(now, only=self.slots)
-        self.slots.ask(waiter, now)
-        return waiter
+    def new_waiter(self, now: float) -> Waiter:
+        return Waiter(now, only=self.slots)
+
+    def ask(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
+        self.slots.ask(waiter, now, first=first)
 
     def pools(self) -> Iterable[Slots]:
         return (self.slots,)

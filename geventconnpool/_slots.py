@@ -163,13 +163,14 @@ class Queue:
         """Say whether the waiter may get a connection of that pool; overridden where there are several pools."""
         return True
 
-    def join(self, waiter: Waiter, now: float) -> None:
-        """Put a waiter at the end; the first one makes the pools that cannot connect try again sooner."""
-        is_first = not self.waiting
+    def join(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
+        """Put a waiter at the end, or ``first``; the only one makes the pools that cannot connect try again sooner."""
+        is_only = not self.waiting
         self.waiting[waiter] = None
+        self.waiting.move_to_end(waiter, last=not first)
         if waiter.only is not None:
             waiter.only.waiting += 1
-        if is_first:
+        if is_only:
             for pool in tuple(self.failing):
                 pool.plan(now)
 
@@ -300,9 +301,9 @@ class Slots:
         return slot
 
     @transition
-    def ask(self, waiter: Waiter, now: float) -> None:
-        """Hand an idle connection to the caller, or queue it."""
-        self.queue.join(waiter, now)
+    def ask(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
+        """Hand an idle connection to the caller, or queue it: at the end, or ``first``."""
+        self.queue.join(waiter, now, first=first)
         if self.idle:
             self.queue.settle(waiter, slot=self.take(now))
 
@@ -574,7 +575,7 @@ class Slots:
         self.mode = RUNNING
         for slot in self.slots:
             if slot.doomed is DRAINED and slot.state in (IN_USE, CHECKING):
-                slot.doomed = None
+                slot.doomed = MOVED if self._has_moved(slot) else None
         self.plan(now)
 
     @transition
@@ -583,7 +584,7 @@ class Slots:
         if self.mode is not SUSPENDED:
             return
         self._probe_wanted = True
-        self.failures = self._series = 0
+        self._series = 0
         self.plan(now)
 
     def _probe_passed(self, slot: Slot, now: float) -> None:
@@ -598,13 +599,17 @@ class Slots:
             self._free(slot, now)
 
     @transition
-    def cut(self, spare: Any = None) -> None:
-        """Close under its users what is still borrowed, but not by ``spare``; a later return has no effect."""
-        for slot in list(self.slots):
-            if slot.state is IN_USE and (spare is None or slot.owner is not spare):
-                self.in_use -= 1
-                self.queue.cut[id(slot.connection)] = slot
-                self._retire(slot, CUT)
+    def cut(self, spare: Any = None) -> bool:
+        """Close under its users what is still borrowed, but not by ``spare``; say whether there was any.
+
+        A later return has no effect.
+        """
+        borrowed = [s for s in self.slots if s.state is IN_USE and (spare is None or s.owner is not spare)]
+        for slot in borrowed:
+            self.in_use -= 1
+            self.queue.cut[id(slot.connection)] = slot
+            self._retire(slot, CUT)
+        return bool(borrowed)
 
     @transition
     def moved(self, before: Iterable[str], after: Iterable[str]) -> None:

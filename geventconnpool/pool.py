@@ -68,8 +68,9 @@ class Borrowing(Hooks[C]):
         """Return a context manager that lends a connection to its block.
 
         It is borrowed when the block is entered: if none is idle, after waiting for up to ``timeout`` seconds (default:
-        the pool's; None: for ever; 0: not at all), first come, first served. Then it raises :class:`PoolTimeout`, or
-        :class:`PoolClosed` if the pool is closed. How the block ends decides about the connection: see the tutorial.
+        the pool's; None: for ever; 0: not at all), first come, first served. Then it raises :class:`PoolTimeout`, or at
+        once :class:`PoolClosed` if the pool is closed, and :class:`PoolUnavailable` if a cluster knows that its service
+        has no endpoints. How the block ends decides about the connection: see the tutorial.
         """
         return Lease(self._lender, _seconds(self._lender, timeout))
 

@@ -1573,3 +1573,121 @@ def test_a_closed_cluster_does_not_keep_the_loop_alive():
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
 
     assert result.stdout == "True\n"
+
+
+def test_a_waiter_who_was_handed_what_is_no_good_any_more_is_still_the_first():
+    pool = make(size=2, outlier=OutlierDetection(consecutive_failures=1, base_ejection_time=30))
+    leases = [pool.acquire() for _ in range(4)]
+    of_a = [c for c in leases if c.endpoint == A]
+    of_b = [c for c in leases if c.endpoint == B]
+    order: list[int] = []
+
+    def wait(n):
+        with pool.get(timeout=5):
+            order.append(n)
+
+    waiters = [gevent.spawn(wait, n) for n in range(3)]
+    wait_until(lambda: pool.stats().waiting == 3)
+    pool.release(of_a[0])  # handed to the first, who has not run yet
+    pool._lender.give_back(pool._lender.lent(of_a[1], "fail"), OSError("mine"))
+    wait_until(lambda: pool.stats().waiting == 3)
+    for c in of_b:
+        pool.release(c)
+    gevent.joinall(waiters, timeout=5)
+
+    assert order == [0, 1, 2]
+    assert (pool.stats().waits, pool.stats().timeouts) == (3, 0)
+
+
+class Custom(OSError):
+    def __init__(self, reason):
+        super().__init__()
+        self.args = (reason,)
+        self.reason = reason
+
+    def __str__(self):
+        return f"custom: {self.reason}"
+
+
+def test_the_last_error_of_a_call_reads_like_the_error_and_holds_no_frames():
+    pool = make()
+    with pytest.raises(Custom):
+        with pool.get(timeout=5) as c:
+            raise Custom("refused by peer")
+    [entry] = [entry for entry in pool.stats().endpoints if entry.endpoint == c.endpoint]
+
+    assert str(entry.last_error) == "custom: refused by peer"
+    assert entry.last_error.__traceback__ is None
+
+
+def test_a_hook_that_hangs_is_told_with_its_endpoint():
+    pool = Cluster(
+        (A, B), dead=[], connect=lambda endpoint: gevent.sleep(60 if endpoint == B else 0), open_timeout=0.02
+    )
+    wait_until(lambda: pool.kinds(events.HookFailed))
+
+    assert {event.endpoint for event in pool.kinds(events.HookFailed)} == {B}
+
+
+def test_an_interruption_is_a_connection_error_if_the_hook_says_so():
+    class Impatient(Cluster):
+        def _is_connection_error(self, exc):
+            return isinstance(exc, gevent.Timeout)
+
+    pool = make(kind=Impatient)
+    with pytest.raises(gevent.Timeout):
+        with gevent.Timeout(0.001), pool.get(timeout=5) as c:
+            gevent.sleep(5)
+    [entry] = [entry for entry in pool.stats().endpoints if entry.endpoint == c.endpoint]
+
+    assert entry.failures == {"connects": 0, "keepalives": 0, "calls": 1}
+
+
+def test_wait_knows_that_a_service_has_no_endpoints():
+    pool = Cluster(Names())
+    pool._lender.discovery._resolver.tell()
+
+    with pytest.raises(PoolUnavailable):
+        pool.wait(timeout=5)
+    pool.close(0)
+    assert pool.stats().discovery.next_lookup is None
+
+
+def test_of_two_who_close_none_is_told_that_all_came_back_if_one_cut():
+    pool = make(size=1)
+    holder = gevent.spawn(lambda: pool.acquire() and gevent.sleep(60))
+    wait_until(lambda: pool.stats().in_use == 1)
+    patient = gevent.spawn(pool.close, 10)
+    gevent.sleep(0)
+
+    assert pool.close(0) is False
+    assert patient.get(timeout=5) is False
+    holder.kill()
+
+
+def test_events_keep_their_order_when_the_collector_ends_a_lease_between_them():
+    pool = make(size=2)
+
+    def lease():
+        with pool.get(timeout=0):
+            yield
+
+    suspended = [lease()]
+    next(suspended[0])
+    put = pool._lender.engine._feeds[1].put
+    heard: list[Any] = []
+
+    def strike(event):
+        if suspended:
+            suspended.clear()  # ends the lease in the middle of the telling
+        heard.append(event)
+        put(event)
+
+    pool._lender.engine._feeds[1].put = strike
+    queue = pool._lender.engine.queue
+    told = [events.EndpointRemoved("first", A), events.EndpointRemoved("second", A)]
+    queue.news.extend(told)
+    pool._lender.engine.act()
+    wait_until(lambda: pool.kinds(events.ConnectionClosed))
+
+    assert heard[:2] == told

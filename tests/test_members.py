@@ -1646,3 +1646,27 @@ TestLife = Life.TestCase
 TestLife.settings = settings(
     max_examples=120, stateful_step_count=50, deadline=None, derandomize=True, phases=(Phase.generate, Phase.shrink)
 )
+
+
+# -- what would have crept up on its users -----------------------------------------------------------------------------
+
+
+def test_a_long_outage_with_retries_does_not_fill_the_memory():
+    cluster = filled(A, B, C)
+    for n in range(1000):
+        cluster.members.eligible({Endpoint(f"{n}", 1)})
+
+    assert len(cluster.members._eligible_but) <= 100
+
+
+def test_a_connection_to_an_address_that_left_does_not_come_back_with_its_endpoint():
+    before, after = Endpoint("a", 6379, ("10.0.0.1",)), Endpoint("a", 6379, ("10.0.0.2",))
+    cluster = filled(before, B, size=1)
+    slot = cluster.borrow(before)
+    slot.peer = "10.0.0.1"
+    cluster.update(B)
+    cluster.update(after, B)
+    cluster.end(slot)
+
+    assert cluster.state_of(after) == ["active"]
+    assert slot.state is CLOSING

@@ -42,6 +42,7 @@ KEEPALIVES: Final = "keepalives"
 CALLS: Final = "calls"
 
 LATENCY_DECAY = 10.0  # seconds after which a call counts for 1/e in the average
+SETS_REMEMBERED = 100  # of avoided endpoints
 GOOD_CALLS_IN_A_ROW = 20  # after which a failure is no relapse
 
 
@@ -191,6 +192,8 @@ class Members:
             return self._eligible
         key = frozenset(avoid)
         if key not in self._eligible_but:
+            if len(self._eligible_but) >= SETS_REMEMBERED:
+                self._eligible_but.clear()
             others = [member for member in self.available if member.endpoint not in key]
             self._eligible_but[key] = tuple(_lowest_priority(others)) or self._eligible
         return self._eligible_but[key]
@@ -221,9 +224,9 @@ class Members:
             return candidates[0]
 
     @transition
-    def ask_for(self, waiter: Waiter, now: float) -> None:
-        """Hand an idle connection to the caller, or queue it."""
-        self.queue.join(waiter, now)
+    def ask_for(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
+        """Hand an idle connection to the caller, or queue it: at the end, or ``first``."""
+        self.queue.join(waiter, now, first=first)
         slot = self.take(waiter.avoid, now)
         if slot is not None:
             self.queue.settle(waiter, slot=slot)

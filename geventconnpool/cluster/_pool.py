@@ -89,7 +89,7 @@ class Discovery:
 
     def _look_up(self) -> None:
         try:
-            resolution = self._engine.bounded(LOOKUP_TIMEOUT, "resolve", self._resolver.resolve, self._service)
+            resolution = self._engine.bounded(LOOKUP_TIMEOUT, "resolve", None, self._resolver.resolve, self._service)
             if not isinstance(resolution, Resolution):
                 raise TypeError(f"resolve must return a Resolution, not {resolution!r}")
         except BaseException as error:
@@ -128,7 +128,7 @@ class Discovery:
 
     def stats(self) -> events.DiscoveryStats:
         refresh = self._refresh
-        due = refresh.due if isfinite(refresh.due) else None
+        due = refresh.due if isfinite(refresh.due) and not self._is_stopped else None
         return events.DiscoveryStats(refresh.state, refresh.since, refresh.last_error, refresh.generation, due)
 
 
@@ -148,10 +148,11 @@ class ClusterLender(Lender):
             self.engine.act()  # the balancer failed
         return slot
 
-    def ask(self, now: float) -> Waiter:
-        waiter = Waiter(now, avoid=frozenset(places_to_avoid(self.engine)))
-        self.members.ask_for(waiter, now)
-        return waiter
+    def new_waiter(self, now: float) -> Waiter:
+        return Waiter(now, avoid=frozenset(places_to_avoid(self.engine)))
+
+    def ask(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
+        self.members.ask_for(waiter, now, first=first)
 
     def pools(self) -> list[Slots]:
         return [member.pool for member in (*self.members, *self.members.leaving)]
@@ -191,7 +192,7 @@ class ClusterLender(Lender):
             places.append(f"and {len(members) - DESCRIBED} more")
         if self.discovery.last_error is not None:
             places.append(f"discovery fails: {show(self.discovery.last_error)}")
-        elif not members:
+        elif not members and not self.members.is_empty:
             places.append("discovery has not answered yet")
         return places
 
