@@ -113,7 +113,7 @@ class Lender(ABC):
 
     def borrow(self, timeout: float | None) -> Slot:
         """Return a slot that is in use by the current greenlet from now on; wait up to ``timeout`` seconds for it."""
-        if get_ident() != self._thread:
+        if get_ident() != self._thread:  # without a call: this is the hot path
             self.engine.refuse_thread()
         slot = self.take(monotonic())
         if slot is None:
@@ -241,8 +241,7 @@ class Lender(ABC):
 
     def lent(self, connection: object, verb: str) -> Slot:
         """Return the slot of a connection that is borrowed, or ValueError."""
-        if get_ident() != self._thread:
-            self.engine.refuse_thread()
+        self.engine.check_thread()
         queue = self.engine.queue
         slot = queue.open.get(id(connection)) or queue.cut.get(id(connection))
         if slot is None or not self.owns(slot):
@@ -274,8 +273,7 @@ class Lender(ABC):
         return sum(pool.open for pool in self.pools())
 
     def wait(self, is_ready: Callable[[], bool], timeout: float | None) -> None:
-        if get_ident() != self._thread:
-            self.engine.refuse_thread()
+        self.engine.check_thread()
         started = monotonic()
         if not self.engine.wait_until(lambda: is_ready() or self.refusal() is not None, timeout):
             state, cause = self.trouble()
@@ -285,8 +283,7 @@ class Lender(ABC):
             raise refusal
 
     def close(self, timeout: float | None) -> bool:
-        if get_ident() != self._thread:
-            self.engine.refuse_thread()
+        self.engine.check_thread()
         if not self.closed:
             self.shut()
             self.engine.act()

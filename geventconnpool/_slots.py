@@ -359,7 +359,6 @@ class Slots:
 
     def _free(self, slot: Slot, now: float, *, is_oldest: bool = False) -> None:
         """Give a clean connection to the oldest waiter who may use it, or let it rest in the order of signs of life."""
-        slot.by_hand = False
         for waiter in self.queue.waiting:
             if self.queue.may_use(waiter, self):
                 self._lend(slot, now)
