@@ -4,9 +4,11 @@ One engine serves a lone pool, or a whole cluster. It owns
 
 * one timer of the hub, set for the earliest alarm, at whose ring it calls ``tick`` (no greenlet rests for that);
 * a worker greenlet per connection that is being opened, kept alive or closed right now; user hooks run there and
-nowhere
-  else, but for the two that decide how a lease ends;
+  nowhere else, but for the two that decide how a lease ends;
 * a greenlet per consumer of events (the log, ``on_event``) while there are any.
+
+It knows the user's pool by a weak reference only: nothing of ours keeps a forgotten pool, or its sockets. And it is for
+one process: in the child of a fork it does nothing at all, nor do the greenlets that the child inherited.
 
 What may happen between two switches: a transition and the ``act`` behind it never switch, so nothing sees what lies
 between. A greenlet that waits in ``park`` may be interrupted by any exception, at the switch and nowhere else;
@@ -16,8 +18,10 @@ nobody.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
+import sys
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -28,21 +32,25 @@ from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
 from itertools import count
 from math import inf
 from time import monotonic
-from traceback import walk_tb
+from traceback import StackSummary, walk_stack, walk_tb
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 from gevent import Greenlet, GreenletExit, Timeout, get_hub, getcurrent
 from gevent.monkey import get_original
 
-from geventconnpool import events
+from geventconnpool import _fork, events
+from geventconnpool._check import show
+from geventconnpool._fork import stamp
+from geventconnpool._liveness import descriptor_of, make_poller
 from geventconnpool._log import LogWriter, logger
-from geventconnpool._slots import (
+from geventconnpool._queue import (
     ABORT,
     ALARM,
     CANCEL,
     CHECK,
     CLOSE,
+    HELD,
     INTERRUPTED,
     OPEN,
     WAKE,
@@ -82,6 +90,34 @@ class HookTimeout(Timeout):
     __repr__ = __str__
 
 
+class Worker(Greenlet):  # type: ignore[type-arg]  # it is not generic where it runs
+    """A greenlet of ours: it takes no step in the child of a fork, where the parent's are still scheduled."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        super().__init__(run)
+        self._stamp = stamp[0]
+
+    def switch(self, *args: Any) -> Any:
+        if stamp[0] != self._stamp:
+            return _hush(*args)
+        return super().switch(*args)
+
+    def throw(self, *args: Any) -> Any:
+        return super().throw(*args) if stamp[0] == self._stamp else None
+
+
+def _hush(*args: Any) -> None:
+    """Stop the watcher that would wake an inherited greenlet, else the loop would try for ever.
+
+    Nothing but the collector knows who holds what is passed at the wake-up: a tuple of arguments, held by the watcher.
+    """
+    for waiter in args:
+        for holder in gc.get_referrers(waiter):
+            for watcher in gc.get_referrers(holder) if isinstance(holder, tuple) else ():
+                if hasattr(watcher, "stop") and hasattr(watcher, "active"):
+                    watcher.stop()
+
+
 class Watch:
     """A greenlet that waits until ``is_done()``, asked after each transition."""
 
@@ -116,7 +152,7 @@ class Feed:
 
     def _start(self) -> None:
         self._is_running = True
-        greenlet = Greenlet(self._run)
+        greenlet = Worker(self._run)
         greenlet.rawlink(self._ended)
         greenlet.start()
 
@@ -157,11 +193,16 @@ class Engine:
         open_timeout: float,
         keepalive_timeout: float,
         on_event: Callable[[events.Event], object] | None,
+        tells_descriptor: bool = False,
     ) -> None:
         self.queue = queue
         self.hub = get_hub()
         self.thread = get_ident()
-        self._hooks = hooks  # the user's pool
+        self.stamp = _fork.current()  # of the process
+        self.hooks = weakref.ref(hooks)  # the user's pool
+        self.workers: set[Worker] = set()
+        self._is_abandoned = False
+        self._tells_descriptor = tells_descriptor
         self._name = name
         self._open_timeout = open_timeout
         self._keepalive_timeout = keepalive_timeout
@@ -180,16 +221,44 @@ class Engine:
             CLOSE: self._start_closing,
             ABORT: self._start_aborting,
             CANCEL: self._cancel,
+            HELD: self._report,
             WAKE: self._wake_soon,
             ALARM: self._set_alarm,
         }
+        _fork.enrol(self)
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is the child of the process it belongs to."""
+        return stamp[0] != self.stamp
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing to be done any more: in another process, and when the user's pool is forgotten."""
+        return self._is_abandoned or stamp[0] != self.stamp
+
+    def property(self) -> Any:
+        """Return what a child must not touch, nor let go of."""
+        return self.queue, self.workers
+
+    def abandon(self) -> None:
+        """The user's pool is forgotten. Nobody can borrow or return any more, so what is open goes with it."""
+        self._is_abandoned = True
+        connections = [slot.connection for slot in self.queue.open.values()]
+        for slot in self.queue.open.values():
+            slot.connection = None
+        self.queue.open.clear()
+        if get_ident() == self.thread:
+            self.stop_alarms()
+        else:  # the collector runs wherever garbage is made; sockets are closed where they belong
+            self.hub.loop.run_callback_threadsafe(connections.clear)
 
     # -- acting --------------------------------------------------------------------------------------------------------
 
     def act(self) -> None:
         """Do what the transitions just made have left to do. Never switches."""
         queue = self.queue
-        if queue.busy or self._is_acting:
+        if queue.busy or self._is_acting or self.is_over:
             return  # the collector ended a lease in the middle of it; who began will see to the end
         self._is_acting = True
         try:
@@ -248,7 +317,7 @@ class Engine:
                 timer.close()
 
     def _expire(self, sleeper: Waiter | Watch) -> None:
-        if not sleeper.is_settled:
+        if not sleeper.is_settled and not self.is_over:
             sleeper.is_late = True
             if isinstance(sleeper, Waiter):
                 self.queue.withdraw(sleeper)
@@ -301,6 +370,8 @@ class Engine:
         """The timer has run out: start what is due."""
         self._timer_due = inf
         now = monotonic()
+        if self.is_over:
+            return
         try:
             while self._heap and self._heap[0][0] <= now:
                 due, _, item = heappop(self._heap)
@@ -319,13 +390,16 @@ class Engine:
 
         def run() -> None:
             started.append(True)
-            job()
+            if not self.is_over:
+                job()
 
         def look(greenlet: Any) -> None:
+            self.workers.discard(greenlet)
             if not started:
                 abandoned(GreenletExit())
 
-        worker = Greenlet(run)
+        worker = Worker(run)
+        self.workers.add(worker)
         worker.rawlink(look)
         worker.start()
         return worker
@@ -333,6 +407,8 @@ class Engine:
     def _conclude(self, slot: Slot, transition: Callable[..., None], *result: Any) -> None:
         """End a worker's job: nothing may interrupt between the hook's last act and this."""
         slot.worker = None
+        if self.is_over:
+            return
         transition(slot, *result, monotonic())
         self.act()
 
@@ -343,23 +419,21 @@ class Engine:
     def _open(self, slot: Slot, failed: Callable[[BaseException], None]) -> None:
         arguments = () if slot.endpoint is None else (slot.endpoint,)
         try:
-            hook = self._hooks._new_connection
+            hooks: Any = self.hooks()
+            hook = hooks._new_connection
             connection = self.bounded(self._open_timeout, "_new_connection", slot.endpoint, hook, *arguments)
+            if connection is None or connection is False:  # ``bool()`` of some client objects raises
+                raise ValueError(f"_new_connection returned {connection!r}")
             slot.peer = None if slot.endpoint is None else self._peer_of(connection, slot) or slot.endpoint.host
-            self._look_at(connection)
+            self._watch(connection, slot, hooks)
+            if id(connection) in self.queue.open:
+                raise ValueError(f"_new_connection returned an object that is in the pool already: {show(connection)}")
         except BaseException as error:
             forget_locals(error)
             failed(error)
             self.pass_on_system_error(error)
         else:
             self._conclude(slot, slot.pool.opened, connection)
-
-    def _look_at(self, connection: Any) -> None:
-        """Refuse what cannot be pooled; ``bool()`` of some client objects raises, so identity it is."""
-        if connection is None or connection is False:
-            raise ValueError(f"_new_connection returned {connection!r}")
-        if id(connection) in self.queue.open:
-            raise ValueError(f"_new_connection returned an object that is in the pool already: {type(connection)!r}")
 
     def _peer_of(self, connection: Any, slot: Slot) -> str | None:
         """Return the address a connection leads to, None if that cannot be told, or not soon."""
@@ -368,13 +442,24 @@ class Engine:
         except BaseException:  # a kill, too: the connection is there, and must be taken or closed
             return None
 
+    def _watch(self, connection: Any, slot: Slot, hooks: Any) -> None:
+        """Have the connection looked at when it has been idle, if it has a descriptor."""
+        try:
+            descriptor = self.bounded(PEER_TIMEOUT, "_fileno", slot.endpoint, hooks._fileno, connection)
+        except BaseException:  # as above
+            descriptor = None
+        slot.poller = make_poller(descriptor, asks_object=not self._tells_descriptor)
+
     def _start_checking(self, slot: Slot) -> None:
         failed = partial(self._conclude, slot, slot.pool.keepalive_failed)
         slot.worker = self.spawn(partial(self._check, slot, failed), failed)
 
     def _check(self, slot: Slot, failed: Callable[[BaseException], None]) -> None:
         try:
-            self.bounded(self._keepalive_timeout, "_keepalive", slot.endpoint, self._hooks._keepalive, slot.connection)
+            hooks: Any = self.hooks()
+            self.bounded(self._keepalive_timeout, "_keepalive", slot.endpoint, hooks._keepalive, slot.connection)
+            if self._tells_descriptor:
+                self._watch(slot.connection, slot, hooks)
         except BaseException as error:
             forget_locals(error)
             failed(error)
@@ -391,7 +476,8 @@ class Engine:
 
     def _close(self, hook: str, slot: Slot) -> None:
         try:
-            self.bounded(CLOSE_TIMEOUT, hook, slot.endpoint, getattr(self._hooks, hook), slot.connection)
+            hooks: Any = self.hooks()
+            self.bounded(CLOSE_TIMEOUT, hook, slot.endpoint, getattr(hooks, hook), slot.connection)
         except BaseException as error:
             forget_locals(error)
             if not isinstance(error, HookTimeout):  # of which bounded() has told
@@ -404,19 +490,27 @@ class Engine:
         if slot.worker is not None:
             slot.worker.kill(block=False)
 
+    def _report(self, slot: Slot) -> None:
+        """Tell of a lease that is held for too long, with what its holder is doing right now."""
+        seconds = monotonic() - slot.since
+        self.queue.news.append(events.ConnectionHeld(self._name, slot.endpoint, seconds, stack_of(slot.owner)))
+
     def pass_on_system_error(self, error: BaseException) -> None:
         pass_on_system_error(self.hub, error)
 
     def bounded(self, seconds: float, name: str, endpoint: Any, hook: Callable[..., R], *args: Any) -> R:
         """Call ``hook``; after ``seconds``, and every second until it ends, :class:`HookTimeout` is thrown into it."""
         timer = self.hub.loop.timer(seconds, BOUND_REPEAT)
-        timer.start(self._throw, getcurrent(), HookTimeout(name, endpoint, seconds), update=True)
+        timer.start(self._throw, timer, getcurrent(), HookTimeout(name, endpoint, seconds), update=True)
         try:
             return hook(*args)
         finally:
             timer.close()
 
-    def _throw(self, greenlet: Any, bound: HookTimeout) -> None:
+    def _throw(self, timer: Any, greenlet: Any, bound: HookTimeout) -> None:
+        if self.is_inherited:
+            timer.stop()
+            return
         if not bound.is_told:
             bound.is_told = True
             self.queue.news.append(events.HookFailed(self._name, bound.endpoint, bound.hook, bound))
@@ -428,6 +522,13 @@ def pass_on_system_error(hub: Any, error: BaseException) -> None:
     """Let KeyboardInterrupt and SystemExit out of a hook end the program, as the hub does, and no loop of ours."""
     if isinstance(error, SYSTEM):
         hub.loop.run_callback(hub.handle_error, None, type(error), error, error.__traceback__)
+
+
+def stack_of(greenlet: Any) -> StackSummary:
+    """Return where a greenlet that is switched away, or the current one, is; empty if it has ended."""
+    frame = None if greenlet is None else sys._getframe() if greenlet is getcurrent() else greenlet.gr_frame
+    # Lines of source are read where it is written down, not here.
+    return StackSummary.extract(reversed(list(walk_stack(frame))) if frame else (), lookup_lines=False)
 
 
 def _ring(engine: weakref.ref[Engine]) -> None:
@@ -445,9 +546,8 @@ def _peer_of(connection: Any) -> str | None:
     kind = type(connection)
     with suppress(Exception):  # a client object may do anything here, and most have no such method
         return str(kind.getpeername(connection)[0])
-    with suppress(Exception):
-        return _peer_of_descriptor(kind.fileno(connection))
-    return None
+    descriptor = descriptor_of(connection)
+    return None if descriptor is None else _peer_of_descriptor(descriptor)
 
 
 def _peer_of_descriptor(descriptor: int) -> str | None:

@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import fields
+from math import inf
 from time import monotonic
 from types import MappingProxyType, TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
 from gevent import getcurrent
 
-from geventconnpool import events
+from geventconnpool import _check, _fork, events
 from geventconnpool._check import show
-from geventconnpool._engine import SYSTEM, Engine, get_ident
+from geventconnpool._engine import SYSTEM, Engine, get_ident, stack_of
+from geventconnpool._fork import stamp
+from geventconnpool._queue import (
+    CAUSES,
+    ERROR,
+    IN_USE,
+    INTERRUPTED,
+    KEPT,
+    NOT_REUSABLE,
+    SHUT,
+    TRUSTED_FOR,
+    USER,
+    Queue,
+    Slot,
+    Waiter,
+)
 from geventconnpool._retry import note_failure
-from geventconnpool._slots import ERROR, IN_USE, INTERRUPTED, KEPT, NOT_REUSABLE, SHUT, USER, Slot, Slots, Waiter
-from geventconnpool.errors import PoolClosed, PoolError, PoolTimeout
+from geventconnpool._slots import Slots
+from geventconnpool.errors import PoolClosed, PoolError, PoolFull, PoolTimeout, PoolUnavailable
 
 C = TypeVar("C")
 
+NESTED_ALWAYS = 200  # connections up to which every get that waits looks for those its greenlet holds
 _USED: Any = object()
 
 
 class Lease(Generic[C]):
     """A connection for the time of one ``with`` block; borrowed at its start, single use."""
 
-    __slots__ = ("_lender", "_slot", "_timeout")
+    __slots__ = ("_lender", "_pool", "_slot", "_timeout")
 
-    def __init__(self, lender: Lender, timeout: float | None) -> None:
+    def __init__(self, pool: object, lender: Lender, timeout: float | None) -> None:
+        self._pool = pool  # lives as long as anything is borrowed from it
         self._lender = lender
         self._timeout = timeout
         self._slot: Any = None
@@ -52,25 +74,88 @@ class Options(Protocol):
     keepalive: float
     timeout: float | None
     asks_reusable: bool
+    name: str
+    size: int
+    min_size: int
+    max_waiting: float
+    hold_warning: float | None
 
 
 class Lender(ABC):
     """Where connections are borrowed and returned: one pool, or a cluster of them.
 
     The parts that switch greenlets are ``borrow`` (only if it has to wait), ``wait`` and ``close``.
+
+    Like its engine, a lender knows the user's pool by a weak reference only; and when the process is forked, it begins
+    anew in the child: nothing is connected before the first use there.
     """
 
-    def __init__(self, engine: Engine, hooks: Any, options: Options, name: str) -> None:
-        self.engine = engine
+    def __init__(self, options: Options, name: str, hooks: weakref.ref[Any]) -> None:
         self.name = name
         self.options = options
+        self._hooks = hooks
+        self._asks_reusable = options.asks_reusable
+        self.inherited: dict[int, Slot] = {}  # what this process must not touch, by id(connection)
+
+    def begin(self, engine: Engine) -> None:
+        """Count from nothing, with this engine."""
+        self.engine = engine
         self.waits = 0
         self.wait_seconds = 0.0
         self.timeouts = 0
+        self.refused = 0
         self._is_cut = False  # connections were closed under their users
-        self._hooks = hooks
-        self._asks_reusable = options.asks_reusable
+        self._is_started = True
         self._thread = engine.thread
+        self._stamp = engine.stamp
+        self._next_nested = -inf
+
+    @abstractmethod
+    def begin_here(self) -> None:
+        """Make everything anew: at construction, and in the child of a fork. Connects nothing yet."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin to connect."""
+
+    def _arrive(self) -> None:
+        """Somebody came who is not of this thread, or not of this process."""
+        if stamp[0] == self._stamp:
+            self.engine.refuse_thread()
+        was_closed = self.closed
+        self.inherited.update(self.engine.queue.open)
+        _fork.bury(self.engine)
+        self.begin_here()
+        self._is_started = was_closed
+        if was_closed:
+            self.shut()
+
+    def check_place(self) -> None:
+        """Raise :class:`RuntimeError` in any native thread but that of the hub; begin anew in a child process."""
+        if get_ident() != self._thread or stamp[0] != self._stamp:
+            self._arrive()
+        if not self._is_started:
+            self._is_started = True
+            self.start()
+
+    def forgotten(self) -> None:
+        """The user's pool is gone. The collector may have come at any moment: references are dropped, and no more."""
+        engine: Engine | None = getattr(self, "engine", None)
+        if engine is None or sys.is_finalizing():
+            return
+        if engine.is_inherited:
+            _fork.bury(engine)
+            return
+        if engine.queue.open and not self.closed:
+            warnings.warn(
+                f"{self.name} was not closed: {len(engine.queue.open)} connections were open",
+                ResourceWarning,
+                stacklevel=1,
+            )
+        for pool in self.pools():
+            pool.slots.clear()
+            pool.idle.clear()
+        engine.abandon()
 
     @abstractmethod
     def take(self, now: float) -> Slot | None:
@@ -113,27 +198,57 @@ class Lender(ABC):
 
     def borrow(self, timeout: float | None) -> Slot:
         """Return a slot that is in use by the current greenlet from now on; wait up to ``timeout`` seconds for it."""
-        if get_ident() != self._thread:  # without a call: this is the hot path
-            self.engine.refuse_thread()
-        slot = self.take(monotonic())
+        if get_ident() != self._thread or stamp[0] != self._stamp:  # without a call: this is the hot path
+            self._arrive()
+        now = monotonic()
+        slot = self.take(now)
         if slot is None:
             slot = self._borrow_later(timeout)
+        elif now - slot.seen >= TRUSTED_FOR or slot.seen < slot.pool.trouble_at:
+            slot = self._look_closer(slot, now) or self._borrow_later(timeout)
         slot.owner = getcurrent()
         slot.pool.gets += 1
         return slot
 
+    def _look_closer(self, slot: Slot | None, now: float) -> Slot | None:
+        """Return the slot unless its peer has closed it meanwhile; then another idle that lives, if there is one."""
+        while slot is not None and slot.is_suspect(now) and self._has_hung_up(slot):
+            slot.pool.hung_up(slot, now)
+            self.engine.act()
+            slot = self.take(now)
+        return slot
+
+    def _has_hung_up(self, slot: Slot) -> bool:
+        if slot.poller is None:
+            return False
+        try:
+            return bool(slot.poller.has_hung_up(slot.connection))
+        except BaseException:  # of a fileno() that switches
+            slot.pool.pass_on(slot, monotonic())
+            self.engine.act()
+            raise
+
     def _borrow_later(self, timeout: float | None) -> Slot:
-        error = self.refusal()
+        error = self.refusal() or self._unavailable()
         if error is not None:
             raise error
+        if not self._is_started:
+            self.check_place()
+        queue = self.engine.queue
+        is_full = timeout != 0 and len(queue.waiting) >= self.options.max_waiting
         waiter = self.new_waiter(monotonic())
         self.ask(waiter, waiter.since)
         self.engine.act()
+        if not waiter.is_settled and is_full:
+            queue.withdraw(waiter)
+            self.refused += 1
+            raise PoolFull(f"{self.name}: {len(queue.waiting)} wait already ({self.trouble()[0]})")
         if not waiter.is_settled and timeout != 0:
             self.waits += 1
+            self._look_nested(waiter.since)
             self._wait(waiter, timeout)
         while waiter.slot is not None:
-            if waiter.slot.state is IN_USE and waiter.slot.doomed is None:
+            if self._is_good(waiter.slot):
                 return waiter.slot
             self._ask_again(waiter, timeout)
         self.engine.queue.withdraw(waiter)
@@ -144,12 +259,58 @@ class Lender(ABC):
         waited = monotonic() - waiter.since
         raise PoolTimeout(f"{self.name}: no connection within {waited:.2f} s ({state})") from cause
 
+    def _own(self, queue: Queue) -> None:
+        """Be the one who says what is wrong when the queue is down."""
+        me = weakref.ref(self)  # or sockets were kept open by a cycle
+
+        def unavailable() -> PoolError:
+            lender = me()
+            return PoolClosed("the pool is gone") if lender is None else lender.unavailable()
+
+        queue.unavailable = unavailable
+
+    def _unavailable(self) -> PoolError | None:
+        return self.unavailable() if self.engine.queue.is_down else None
+
+    def unavailable(self) -> PoolError:
+        """Return what a get is refused with while there has been no connection for ``fail_after`` seconds."""
+        state, cause = self.trouble()
+        seconds = monotonic() - self.engine.queue.bare_since
+        error = PoolUnavailable(f"{self.name}: no connection for {seconds:.1f} s ({state})")
+        error.__cause__ = cause
+        return error
+
+    def _is_good(self, slot: Slot) -> bool:
+        """Say whether what was handed to a waiter is still so when he runs."""
+        if slot.state is not IN_USE or slot.doomed is not None:
+            return False
+        if slot.is_suspect(slot.since) and self._has_hung_up(slot):
+            slot.pool.hung_up(slot, monotonic())
+            self.engine.act()
+            return False
+        return True
+
+    def _look_nested(self, now: float) -> None:
+        """Tell of a greenlet that is about to wait while it holds what others may wait for."""
+        queue = self.engine.queue
+        if now < self._next_nested:
+            return
+        # A look at 20 connections takes a microsecond; at thousands, it is not for every get that waits.
+        self._next_nested = now + max(0, len(queue.open) - NESTED_ALWAYS) * 1e-5
+        me = getcurrent()
+        held = [slot for slot in queue.open.values() if slot.owner is me and slot.state is IN_USE]
+        if any(slot.warned != slot.since for slot in held):
+            for slot in held:
+                slot.warned = slot.since
+            queue.news.append(events.NestedGet(self.name, len(held), stack_of(me)))
+            self.engine.act()
+
     def _ask_again(self, waiter: Waiter, timeout: float | None) -> None:
-        """What was handed over is no good: the pool was closed, or its endpoint ejected, before the waiter ran."""
+        """What was handed over is no good: closed by its peer, or its pool, or ejected, before the waiter ran."""
         slot, waiter.slot = waiter.slot, None
         if slot is not None:
             slot.pool.pass_on(slot, monotonic())
-        waiter.error = self.refusal()
+        waiter.error = self.refusal() or self._unavailable()
         now = monotonic()
         left = None if timeout is None else max(0.0, waiter.since + timeout - now)
         if waiter.error is None:
@@ -184,6 +345,9 @@ class Lender(ABC):
             if slot.pool.returned(slot, monotonic()):
                 return
             slot.owner = owner
+        if slot.pool.queue is not self.engine.queue or self.engine.is_inherited:
+            slot.owner = None  # it is the parent's
+            return
         try:
             verdict = self._verdict(slot, exc)
         except BaseException as interruption:  # of a hook that switched: its own, and the connection's, end
@@ -193,6 +357,8 @@ class Lender(ABC):
 
     def _give_back_elsewhere(self, slot: Slot, exc: BaseException | None) -> None:
         """Not in the thread of the hub: by mistake, or by the collector, which runs wherever garbage is made."""
+        if slot.pool.queue is not self.engine.queue or self.engine.is_inherited:
+            return
         self.engine.end_later(slot, exc)
         if not isinstance(exc, GeneratorExit):
             self.engine.refuse_thread()
@@ -219,18 +385,23 @@ class Lender(ABC):
             return NOT_REUSABLE
         return None if exc is None else KEPT
 
+    @property
+    def user(self) -> Any:
+        """The user's pool, with his hooks."""
+        return self._hooks()
+
     def _is_connection_error(self, exc: BaseException, slot: Slot) -> bool:
         if isinstance(exc, GeneratorExit):
             return False  # perhaps of a lease that is being collected, when nothing of the user's may run
         try:
-            return bool(self._hooks._is_connection_error(exc))
+            return bool(self.user._is_connection_error(exc))
         except (Exception, *SYSTEM) as error:
             self._complain(slot, "_is_connection_error", error)
             return True
 
     def _is_reusable(self, slot: Slot) -> bool:
         try:
-            return bool(self._hooks._is_reusable(slot.connection))
+            return bool(self.user._is_reusable(slot.connection))
         except (Exception, *SYSTEM) as error:
             self._complain(slot, "_is_reusable", error)
             return False
@@ -239,9 +410,11 @@ class Lender(ABC):
         self.engine.queue.news.append(events.HookFailed(slot.pool.name, slot.endpoint, hook, error))
         self.engine.pass_on_system_error(error)
 
-    def lent(self, connection: object, verb: str) -> Slot:
-        """Return the slot of a connection that is borrowed, or ValueError."""
-        self.engine.check_thread()
+    def lent(self, connection: object, verb: str) -> Slot | None:
+        """Return the slot of a connection that is borrowed, None if by the parent process, or ValueError."""
+        self.check_place()
+        if id(connection) in self.inherited:
+            return None
         queue = self.engine.queue
         slot = queue.open.get(id(connection)) or queue.cut.get(id(connection))
         if slot is None or not self.owns(slot):
@@ -252,6 +425,8 @@ class Lender(ABC):
 
     def release(self, connection: object) -> None:
         slot = self.lent(connection, "release")
+        if slot is None:
+            return
         if not slot.by_hand:
             raise ValueError(f"{self.name}: cannot release {show(connection)}: the end of its with block will")
         slot.by_hand = False
@@ -259,6 +434,8 @@ class Lender(ABC):
 
     def discard(self, connection: object) -> None:
         slot = self.lent(connection, "discard")
+        if slot is None:
+            return
         if slot.by_hand:
             self._end(slot, USER, None)
         elif slot.doomed is USER:
@@ -272,18 +449,58 @@ class Lender(ABC):
     def count_open(self) -> int:
         return sum(pool.open for pool in self.pools())
 
-    def wait(self, is_ready: Callable[[], bool], timeout: float | None) -> None:
-        self.engine.check_thread()
+    def wait(self, is_ready: Callable[[], bool], timeout: float | None, warm: int) -> None:
+        """Wait until ``is_ready()``; have ``warm`` connections opened for that, if fewer are to be kept."""
+        self.check_place()
         started = monotonic()
-        if not self.engine.wait_until(lambda: is_ready() or self.refusal() is not None, timeout):
+        warming = self.engine.queue.warming
+        warming.append(warm)
+        try:
+            self.grow(started)
+            self.engine.act()
+            is_done = self.engine.wait_until(lambda: is_ready() or self.refusal() is not None, timeout)
+        finally:
+            warming.remove(warm)
+        if not is_done:
             state, cause = self.trouble()
             raise PoolTimeout(f"{self.name}: not ready within {monotonic() - started:.2f} s ({state})") from cause
         refusal = self.refusal()
         if refusal is not None:
             raise refusal
 
+    @abstractmethod
+    def grow(self, now: float) -> None:
+        """Open what is wanted beyond what is kept."""
+
+    @abstractmethod
+    def change(self, deed: Callable[[Slots], None]) -> None:
+        """Do something to each pool, and then what follows from it."""
+
+    def reset(self) -> None:
+        self._check_open("reset")
+        now = monotonic()
+        self.change(lambda pool: pool.reset(now))
+
+    def resize(self, size: int, min_size: int | None) -> None:
+        options = self.options
+        _check.integer("size", size, 1)
+        if min_size is None:
+            min_size = size if options.min_size == options.size else min(options.min_size, size)
+        _check.integer("min_size", min_size, 0, size)
+        self._check_open("resize")
+        options.size, options.min_size = size, min_size
+        self.engine.queue.keeps_some = min_size > 0
+        now = monotonic()
+        self.change(lambda pool: pool.resize(size, min_size, now))
+
+    def _check_open(self, verb: str) -> None:
+        self.check_place()
+        if self.closed:
+            raise PoolClosed(f"cannot {verb} {self.name}: it is closed")
+
     def close(self, timeout: float | None) -> bool:
-        self.engine.check_thread()
+        if stamp[0] != self._stamp or get_ident() != self._thread:
+            self._arrive()
         if not self.closed:
             self.shut()
             self.engine.act()
@@ -303,9 +520,7 @@ class Lender(ABC):
 class PoolLender(Lender):
     """One pool: a lone one, or that of one endpoint in a cluster."""
 
-    def __init__(self, engine: Engine, hooks: Any, options: Options, name: str, slots: Slots) -> None:
-        super().__init__(engine, hooks, options, name)
-        self.slots = slots
+    slots: Slots
 
     def take(self, now: float) -> Slot | None:
         return self.slots.take(now)
@@ -322,12 +537,19 @@ class PoolLender(Lender):
     def owns(self, slot: Slot) -> bool:
         return slot.pool is self.slots
 
+    def grow(self, now: float) -> None:
+        self.slots.plan(now)
+
+    def change(self, deed: Callable[[Slots], None]) -> None:
+        deed(self.slots)
+        self.engine.act()
+
     def shut(self) -> None:
         self.slots.shut(lambda: PoolClosed(f"{self.name} is closed"))
 
     @property
     def closed(self) -> bool:
-        return self.slots.mode is SHUT
+        return self.slots.mode is SHUT or self._hooks() is None
 
     def trouble(self) -> tuple[str, BaseException | None]:
         s = self.stats()
@@ -339,10 +561,12 @@ class PoolLender(Lender):
 
     def stats(self) -> events.PoolStats:
         slots = self.slots
+        if self.engine.is_inherited:
+            return nothing_yet(self.name, slots.size, slots.min_size)
         return events.PoolStats(
             name=self.name,
             size=slots.size,
-            min_size=slots.size,
+            min_size=slots.min_size,
             open=self.count_open(),
             idle=len(slots.idle),
             in_use=slots.in_use,
@@ -352,10 +576,18 @@ class PoolLender(Lender):
             waits=self.waits,
             wait_seconds=self.wait_seconds,
             timeouts=self.timeouts,
-            refused=0,
+            refused=self.refused,
             opened=slots.opened_total,
             open_errors=slots.open_errors,
             closed=slots.closed_total,
             discarded=MappingProxyType(dict(slots.discarded)),
             last_error=slots.last_error,
         )
+
+
+def nothing_yet(name: str, size: int, min_size: int) -> events.PoolStats:
+    """Return the statistics of a pool that has done nothing."""
+    values: dict[str, Any] = {field.name: 0 for field in fields(events.PoolStats)}
+    values.update(name=name, size=size, min_size=min_size, wait_seconds=0.0, last_error=None)
+    values["discarded"] = MappingProxyType(dict.fromkeys(CAUSES, 0))
+    return events.PoolStats(**values)

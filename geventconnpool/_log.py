@@ -27,6 +27,12 @@ _LINES: dict[type[events.Event], tuple[logging.Logger, int, str]] = {
     events.ConnectFailed: (_pool, logging.WARNING, "cannot connect ({failures} in a row): {error}"),
     events.KeepaliveFailed: (_pool, logging.WARNING, "keepalive failed, connection discarded: {error}"),
     events.HookFailed: (_pool, logging.WARNING, "{hook} failed: {error}"),
+    events.ConnectionHeld: (_pool, logging.WARNING, "a connection is held for {seconds:.1f} s already, by\n{stack}"),
+    events.NestedGet: (
+        _pool,
+        logging.WARNING,
+        "possible deadlock: a greenlet that holds {held} waits for one more, at\n{stack}",
+    ),
     events.EndpointAdded: (_cluster, logging.INFO, "added"),
     events.EndpointUpdated: (_cluster, logging.INFO, "updated from {previous!r}"),
     events.EndpointRemoved: (_cluster, logging.INFO, "removed, drains"),
@@ -68,6 +74,8 @@ class LogWriter:
         if log.isEnabledFor(level):
             fields = {name: getattr(event, name) for name in event.__dataclass_fields__}
             fields["error"] = show(error)
+            if "stack" in fields:
+                fields["stack"] = "".join(fields["stack"].format()).rstrip() or "  a greenlet that has ended"
             where = event.pool if endpoint is None else f"{event.pool}: {endpoint}"
             extra = {"pool": event.pool, "endpoint": endpoint}
             traceback = error if isinstance(event, _SERIES) else None

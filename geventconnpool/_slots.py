@@ -34,206 +34,56 @@ between any two bytecodes. So while a transition runs, ends are kept in ``queue.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable
-from functools import wraps
+from collections import deque
+from collections.abc import Callable, Iterable
 from math import inf
 from random import Random
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
+from typing import Any
 
 from geventconnpool import events
 from geventconnpool._backoff import exponential, spread
-
-# States of a slot.
-CONNECTING, IDLE, IN_USE, CHECKING, CLOSING = "connecting", "idle", "in use", "checking", "closing"
-
-# How a lease ends. None: well. KEPT: by an exception that says nothing about the connection. Else: the cause of a
-# discard.
-KEPT = "kept"
-ERROR, INTERRUPTED, USER, NOT_REUSABLE, KEEPALIVE = "error", "interrupted", "user", "not_reusable", "keepalive"
-CAUSES = (ERROR, INTERRUPTED, "stale", KEEPALIVE, "lifetime", "idle", USER, "reset", NOT_REUSABLE)
-# Marks of a connection that is closed at its return without being discarded for a cause of its own.
-DRAINED, EJECTED, CLOSED, MOVED, CUT = "drained", "ejected", "closed", "moved", "cut"
-# After these nobody knows what is on the wire, or nobody listens: no goodbye.
-ABORTED = frozenset({ERROR, INTERRUPTED, "stale", KEEPALIVE, USER, NOT_REUSABLE, EJECTED, CUT})
-
-# What the shell is told to do, with a slot (the first five), a waiter, or something that has an alarm.
-OPEN, CANCEL, CHECK, CLOSE, ABORT, WAKE, ALARM = "open", "cancel", "check", "close", "abort", "wake", "alarm"
-
-# Modes of a pool.
-RUNNING, SUSPENDED, SHUT = "running", "suspended", "shut"
+from geventconnpool._queue import (
+    ABORT,
+    ABORTED,
+    ALARM,
+    CANCEL,
+    CAUSES,
+    CHECK,
+    CHECKING,
+    CLOSE,
+    CLOSED,
+    CLOSING,
+    CONNECTING,
+    CUT,
+    DRAINED,
+    EJECTED,
+    ERROR,
+    IDLE,
+    IN_USE,
+    KEEPALIVE,
+    LIFETIME,
+    MOVED,
+    OPEN,
+    PROVISIONAL,
+    RESET,
+    RESIZED,
+    RUNNING,
+    SHUT,
+    STALE,
+    SUSPENDED,
+    UNUSED,
+    USER,
+    Gate,
+    Observer,
+    Queue,
+    Slot,
+    Waiter,
+    transition,
+)
 
 FIRST_RETRY, LONGEST_RETRY, LONGEST_RETRY_IDLE = 0.1, 5.0, 30.0  # seconds
 KEEPALIVE_JITTER = 0.1
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-class Timed(Protocol):
-    """Something with work that has a due time: at ``alarm`` the shell sets that to inf and calls ``tick``."""
-
-    alarm: float
-
-    def tick(self, now: float) -> None: ...
-
-
-class Observer(Protocol):
-    """Who wants to know how one pool's connections fare: the cluster."""
-
-    def connected(self, now: float) -> None: ...
-    def connect_failed(self, error: BaseException, now: float) -> None: ...
-    def kept_alive(self, now: float) -> None: ...
-    def keepalive_failed(self, error: BaseException, now: float) -> None: ...
-    def call_ended(self, verdict: str | None, error: BaseException | None, seconds: float, now: float) -> None: ...
-    def probed(self, error: BaseException | None, now: float) -> None: ...
-    def emptied(self) -> None: ...
-
-
-class Slot:
-    """One connection's place, from the decision to connect until it is closed. Never used for a second connection."""
-
-    __slots__ = (
-        "by_hand",
-        "connection",
-        "doomed",
-        "endpoint",
-        "is_past",
-        "jitter",
-        "owner",
-        "peer",
-        "pool",
-        "probe",
-        "seen",
-        "since",
-        "state",
-        "worker",
-    )
-
-    def __init__(self, pool: Slots, jitter: float, now: float, *, probe: bool) -> None:
-        self.pool = pool
-        self.endpoint = pool.endpoint  # as it was when this connection was made
-        self.state = CONNECTING
-        self.connection: Any = None
-        self.since = now  # when the connect, or the lease, began
-        self.seen = now  # last sign of life: opened, returned, kept alive
-        self.jitter = jitter  # how much of ``keepalive`` to wait
-        self.doomed: str | None = None  # why it will be closed when it comes back
-        self.is_past = False  # from before an ejection: what it tells counts for nothing
-        self.probe = probe  # opened to find out whether an ejected endpoint is back
-        self.by_hand = False  # borrowed by acquire(), so release() may return it
-        self.owner: Any = None  # the greenlet that borrowed it
-        self.worker: Any = None  # the greenlet that opens, checks or closes it
-        self.peer: str | None = None  # the address it leads to, where known
-
-
-class Waiter:
-    """One greenlet that waits for a connection; settled by a slot, an error, or ``is_late`` (its time is over)."""
-
-    __slots__ = ("avoid", "error", "greenlet", "is_late", "only", "since", "slot")
-
-    def __init__(self, now: float, *, only: Slots | None = None, avoid: Collection[Any] = ()) -> None:
-        self.since = now
-        self.only = only  # the one pool it wants, or None for any of the queue's
-        self.avoid = avoid  # endpoints it would rather not use
-        self.slot: Slot | None = None
-        self.error: BaseException | None = None
-        self.is_late = False
-        self.greenlet: Any = None
-
-    @property
-    def is_settled(self) -> bool:
-        return self.slot is not None or self.error is not None or self.is_late
-
-
-class Queue:
-    """What the pools under one roof share: who waits (oldest first), what the shell is to do, every open connection."""
-
-    def __init__(self) -> None:
-        self.waiting: OrderedDict[Waiter, None] = OrderedDict()  # leaving is O(1), wherever one stands
-        self.todo: deque[tuple[str, Any]] = deque()
-        self.news: deque[events.Event] = deque()
-        self.open: dict[int, Slot] = {}  # by id(connection), which may be unhashable, until it is closed
-        self.cut: dict[int, Slot] = {}  # closed under their users, who have yet to return them
-        self.failing: set[Slots] = set()  # pools whose last connect failed
-        self.busy = False
-        self.late: deque[tuple[Slot, str | None, BaseException | None, float]] = deque()
-
-    def may_use(self, waiter: Waiter, pool: Slots) -> bool:
-        """Say whether the waiter may get a connection of that pool; overridden where there are several pools."""
-        return True
-
-    def join(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
-        """Put a waiter at the end, or ``first``; the only one makes the pools that cannot connect try again sooner."""
-        is_only = not self.waiting
-        self.waiting[waiter] = None
-        self.waiting.move_to_end(waiter, last=not first)
-        if waiter.only is not None:
-            waiter.only.waiting += 1
-        if is_only:
-            for pool in tuple(self.failing):
-                pool.plan(now)
-
-    def settle(self, waiter: Waiter, *, slot: Slot | None = None, error: BaseException | None = None) -> None:
-        self.withdraw(waiter)
-        waiter.slot, waiter.error = slot, error
-        self.todo.append((WAKE, waiter))
-
-    def withdraw(self, waiter: Waiter) -> None:
-        """Take a waiter out who gave up; nothing happens if it is settled already."""
-        if waiter in self.waiting:
-            del self.waiting[waiter]
-            if waiter.only is not None:
-                waiter.only.waiting -= 1
-
-    def refuse(self, error: Callable[[], BaseException], only: Slots | None = None) -> None:
-        """Settle with an error of its own each waiter, or each that wants that one pool."""
-        for waiter in list(self.waiting):
-            if only is None or waiter.only is only:
-                self.settle(waiter, error=error())
-
-
-class Gate:
-    """At most ``limit`` connects at a time over all pools that share it; who found it shut goes on in order."""
-
-    def __init__(self, limit: int) -> None:
-        self._free = limit
-        self._blocked: OrderedDict[Slots, None] = OrderedDict()
-
-    def enter(self, pool: Slots) -> bool:
-        if not self._free:
-            self._blocked[pool] = None
-            return False
-        self._free -= 1
-        return True
-
-    def leave(self, now: float) -> None:
-        self._free += 1
-        while self._free and self._blocked:
-            pool, _ = self._blocked.popitem(last=False)
-            pool.plan(now)  # may have no use for it any more
-
-
-def transition(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
-    """Mark a method of something with a ``queue`` as one transition: leases ended during it are applied after it."""
-
-    @wraps(method)
-    def run(self: Any, *args: P.args, **kwargs: P.kwargs) -> R:
-        queue: Queue = self.queue
-        if queue.busy:
-            return method(self, *args, **kwargs)
-        queue.busy = True
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            try:
-                while queue.late:
-                    slot, verdict, error, now = queue.late.popleft()
-                    slot.pool.end(slot, verdict, error, now)
-            finally:
-                queue.busy = False
-
-    return cast(Callable[Concatenate[Any, P], R], run)
+LIFETIME_JITTER = 0.25
 
 
 class Slots:
@@ -250,14 +100,21 @@ class Slots:
         keepalive: float = 0.0,
         max_connecting: int = 4,
         has_keepalive: bool = False,
+        min_size: int | None = None,
+        max_lifetime: float = inf,
+        max_idle: float = inf,
+        lifo: bool | None = None,
         endpoint: Any = None,
     ) -> None:
         self.size = size
+        self.min_size = size if min_size is None else min_size
         self.name = name
         self.endpoint = endpoint
         self.queue = queue
         self.keepalive = keepalive
         self.max_connecting = max_connecting
+        self.max_lifetime = max_lifetime
+        self.max_idle = max_idle
         self.has_keepalive = has_keepalive  # a probe is kept alive once
         self.observer: Observer | None = None
         self.facade: Any = None  # what the shell shows of it
@@ -267,7 +124,11 @@ class Slots:
         self._rng = rng
 
         self.slots: set[Slot] = set()  # every slot that is used, in whatever state; len <= size
-        self.idle: deque[Slot] = deque()  # oldest sign of life first
+        # First in, first out: oldest sign of life first. Last in, first out: longest unused first.
+        self.idle: deque[Slot] = deque()
+        self._cold = 0  # how many at the head of it were kept alive since they were used; last in, first out only
+        self._order = lifo
+        self._set_order()
         self.in_use = 0
         self.connecting = 0
         self.checking = 0
@@ -280,6 +141,8 @@ class Slots:
         self._series = 0  # the same, but attempts made side by side count once: what the backoff grows with
         self._failed_at = -inf
         self._retry_factor = 1.0
+        self.trouble_at = -inf  # last failure of a connect, a keepalive or a call; or a connection found closed
+        self._prune_at = inf  # before that, no connection is too old or has rested for too long
         self.last_error: BaseException | None = None
 
         self.gets = 0
@@ -294,11 +157,16 @@ class Slots:
         """Hand out an idle connection, if there is one. By the invariant nobody waits who may use it."""
         if not self.idle:
             return None
-        slot = self.idle.popleft()
+        slot = self._next()
         slot.state = IN_USE
         slot.since = now
         self.in_use += 1
         return slot
+
+    def _set_order(self) -> None:
+        """A pool that is always full uses all connections in turn; one that shrinks leaves the surplus alone."""
+        self.lifo = self.min_size < self.size if self._order is None else self._order
+        self._next: Callable[[], Slot] = self.idle.pop if self.lifo else self.idle.popleft
 
     @transition
     def ask(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
@@ -306,6 +174,8 @@ class Slots:
         self.queue.join(waiter, now, first=first)
         if self.idle:
             self.queue.settle(waiter, slot=self.take(now))
+        elif self.min_size < self.size:
+            self.plan(now)
 
     def returned(self, slot: Slot, now: float) -> bool:
         """Take back a connection after a good call. False if there is more to it: then call ``ended``."""
@@ -336,12 +206,15 @@ class Slots:
         self.in_use -= 1
         if verdict is None and slot.doomed is USER:
             verdict = USER
-        cause = verdict if verdict in self.discarded else slot.doomed
+        if verdict is ERROR:
+            self.trouble_at = now
+        cause = verdict if verdict in self.discarded else self._fate(slot)
         if cause is None:
             slot.seen = now
             self._free(slot, now)
         else:
             self._retire(slot, cause)
+            self.plan(now)
         if self.observer is not None and not slot.is_past:
             self.observer.call_ended(verdict, error, now - slot.since, now)
 
@@ -352,23 +225,72 @@ class Slots:
             self.queue.cut.pop(id(slot.connection), None)
             return
         self.in_use -= 1
-        if slot.doomed is None:
-            self._free(slot, now, is_oldest=True)
+        cause = self._fate(slot)
+        if cause is None:
+            self._free(slot, now, is_unused=True)
         else:
-            self._retire(slot, slot.doomed)
+            self._retire(slot, cause)
+            self.plan(now)
 
-    def _free(self, slot: Slot, now: float, *, is_oldest: bool = False) -> None:
-        """Give a clean connection to the oldest waiter who may use it, or let it rest in the order of signs of life."""
+    @transition
+    def hung_up(self, slot: Slot, now: float) -> None:
+        """The peer of a connection that was handed out, and not yet used, has closed it."""
+        if slot.state is not IN_USE:
+            self.queue.cut.pop(id(slot.connection), None)
+            return
+        self.in_use -= 1
+        self.trouble_at = now  # if the server was restarted, it is not the only one
+        self._retire(slot, STALE)
+        self.plan(now)
+
+    def _fate(self, slot: Slot) -> str | None:
+        """Return why a connection that comes back well is closed all the same; None if it is not."""
+        if slot.doomed is LIFETIME and not self._may_replace:
+            slot.doomed = None
+            self._prune_at = -inf  # it will be looked at again when others have been replaced
+        elif slot.doomed is RESIZED and self._excess <= 0:
+            slot.doomed = None
+        return slot.doomed
+
+    def _free(self, slot: Slot, now: float, *, is_unused: bool = False) -> None:
+        """Give a clean connection to the oldest waiter who may use it, or let it rest where it belongs."""
         for waiter in self.queue.waiting:
             if self.queue.may_use(waiter, self):
                 self._lend(slot, now)
                 self.queue.settle(waiter, slot=slot)
                 return
         slot.state = IDLE
-        if is_oldest:
+        if not self.lifo and is_unused:
             self.idle.appendleft(slot)
+        elif self.lifo and slot.kept > slot.seen:
+            self._coldest()  # counts
+            self.idle.insert(self._cold, slot)
+            self._cold += 1
         else:
             self.idle.append(slot)
+
+    def _coldest(self) -> int:
+        """Return where in ``idle``, which is not empty, the connection with the oldest sign of life is.
+
+        Last in, first out, those that were kept alive since their last use lie at the head, in the order in which they
+        were, and behind them the others, in the order of their use. So it is the first of one or of the other.
+        """
+        idle = self.idle
+        cold = min(self._cold, len(idle))
+        while cold and idle[cold - 1].kept <= idle[cold - 1].seen:
+            cold -= 1  # it has been used
+        self._cold = cold
+        if 0 < cold < len(idle) and idle[cold].alive_at < idle[0].alive_at:
+            return cold
+        return 0
+
+    def _remove(self, index: int) -> Slot:
+        """Take one out of the idle ones."""
+        slot = self.idle[index]
+        del self.idle[index]
+        if index < self._cold:
+            self._cold -= 1
+        return slot
 
     def _lend(self, slot: Slot, now: float) -> None:
         slot.state = IN_USE
@@ -386,12 +308,16 @@ class Slots:
         self.queue.failing.discard(self)
         self.queue.open[id(connection)] = slot
         self.queue.news.append(events.ConnectionOpened(self.name, slot.endpoint, now - slot.since))
+        self.queue.live += 1
         slot.connection = connection
-        slot.seen = now
+        slot.seen = slot.kept = now
+        slot.expires = now + spread(self.max_lifetime, 1.0 - LIFETIME_JITTER, 1.0, self._rng)
+        self._prune_at = min(self._prune_at, slot.expires, now + self._surplus_rests)
         if slot.doomed is None and self._has_moved(slot) and not slot.probe:
             slot.doomed = MOVED
-        if slot.doomed is not None:
-            self._retire(slot, slot.doomed)
+        cause = self._fate(slot)
+        if cause is not None:
+            self._retire(slot, cause)
         elif slot.probe and self.has_keepalive:
             self._check(slot)
         elif slot.probe:
@@ -422,7 +348,7 @@ class Slots:
         if slot.since >= self._failed_at or not self._series:
             self._series += 1
             self._retry_factor = spread(1.0, 0.5, 1.0, self._rng)
-        self._failed_at = now
+        self._failed_at = self.trouble_at = now
         self.queue.news.append(events.ConnectFailed(self.name, slot.endpoint, error, self.failures))
         if self.observer is None:
             return
@@ -445,13 +371,23 @@ class Slots:
         return len(self.idle) + self.in_use + self.checking
 
     @property
-    def _has_room(self) -> bool:
-        wanted = self.mode is RUNNING or self._probe_wanted
-        return wanted and len(self.slots) < self.size
+    def _wants_one(self) -> bool:
+        """Whether there is room for one more connection, and a use for it."""
+        if len(self.slots) >= self.size:
+            return False
+        if self.mode is not RUNNING:
+            return self._probe_wanted
+        least = self.min_size or self.queue.is_down  # when all are down, one tries
+        return len(self.slots) - self.closing < least or self.queue.wants_more(self)
+
+    def may_grow(self, now: float) -> bool:
+        """Say whether a connection could be opened now, if one was wanted."""
+        return self.mode is RUNNING and len(self.slots) < self.size and self._is_free_to_connect(now)
 
     def _may_connect(self, now: float) -> bool:
-        if not self._has_room:
-            return False
+        return self._wants_one and self._is_free_to_connect(now)
+
+    def _is_free_to_connect(self, now: float) -> bool:
         if self._probe_wanted:
             return True
         if not self.failures:
@@ -470,9 +406,11 @@ class Slots:
     def _draw_jitter(self) -> float:
         return self._rng.uniform(1.0 - KEEPALIVE_JITTER, 1.0)
 
-    def _check_due(self, slot: Slot) -> float:
-        # The head of ``idle`` has the oldest sign of life, so no connection waits for its turn beyond ``keepalive``.
-        return slot.seen + self.keepalive * slot.jitter
+    @property
+    def _check_due(self) -> float:
+        # The coldest has the oldest sign of life, so no connection waits for its turn beyond ``keepalive``.
+        slot = self.idle[self._coldest()]
+        return slot.alive_at + self.keepalive * slot.jitter
 
     @property
     def _may_check(self) -> bool:
@@ -486,10 +424,11 @@ class Slots:
     @transition
     def kept_alive(self, slot: Slot, now: float) -> None:
         self.checking -= 1
-        slot.seen = now
+        slot.kept = now
         slot.jitter = self._draw_jitter()
-        if slot.doomed is not None:
-            self._retire(slot, slot.doomed)
+        cause = self._fate(slot)
+        if cause is not None:
+            self._retire(slot, cause)
         elif slot.probe:
             self._probe_passed(slot, now)
         else:
@@ -501,7 +440,8 @@ class Slots:
     @transition
     def keepalive_failed(self, slot: Slot, error: BaseException, now: float) -> None:
         self.checking -= 1
-        counts = self.observer is not None and slot.doomed is None
+        counts = self.observer is not None and slot.doomed in (None, LIFETIME, RESIZED)
+        self.trouble_at = now
         self._retire(slot, KEEPALIVE)
         self.queue.news.append(events.KeepaliveFailed(self.name, slot.endpoint, error))
         if counts and self.observer is not None:
@@ -518,6 +458,7 @@ class Slots:
         slot.state = CLOSING
         slot.doomed = cause
         self.closing += 1
+        self.queue.live -= 1
         if cause in self.discarded:
             self.discarded[cause] += 1
         self.queue.todo.append((ABORT if cause in ABORTED else CLOSE, slot))
@@ -558,13 +499,61 @@ class Slots:
         self._look_empty()
 
     def _empty(self, mark: str) -> None:
-        while self.idle:
-            self._retire(self.idle.popleft(), mark)
+        self._retire_idle(mark)
         for slot in self.slots:
-            slot.doomed = slot.doomed or mark
             slot.is_past = slot.is_past or mark is EJECTED
-            if slot.state is CONNECTING:
-                self.queue.todo.append((CANCEL, slot))
+            self._doom(slot, mark)
+
+    def _retire_idle(self, cause: str) -> None:
+        while self.idle:
+            self._retire(self._remove(0), cause)
+
+    def _doom(self, slot: Slot, mark: str) -> None:
+        """Have a connection closed when whoever has it lets go, and a connect cancelled."""
+        if slot.state is not CLOSING and slot.doomed in PROVISIONAL:
+            slot.doomed = mark
+        if slot.state is CONNECTING:
+            self.queue.todo.append((CANCEL, slot))
+
+    # -- changing ------------------------------------------------------------------------------------------------------
+
+    @transition
+    def reset(self, now: float) -> None:
+        """Replace every connection: idle ones now, borrowed ones when they come back; and try again at once."""
+        if self.mode is SHUT:
+            return
+        self._failed_at = -inf
+        self._retire_idle(RESET)
+        for slot in self.slots:
+            if not slot.probe:
+                self._doom(slot, RESET)
+        self.plan(now)
+
+    @transition
+    def resize(self, size: int, min_size: int, now: float) -> None:
+        """Grow at once; shrink by what has rested longest, and if that is not enough by what comes back."""
+        self.size, self.min_size = size, min_size
+        self._set_order()
+        self._prune_at = -inf
+        self._trim()
+        self.plan(now)
+
+    @property
+    def _excess(self) -> int:
+        """How many connections there are, or will be, above ``size``."""
+        return sum(not (s.state is CLOSING or (s.state is CONNECTING and s.doomed)) for s in self.slots) - self.size
+
+    def _trim(self) -> None:
+        connecting = [slot for slot in self.slots if slot.state is CONNECTING and not slot.doomed and not slot.probe]
+        for slot in connecting[: max(0, self._excess)]:
+            self._doom(slot, RESIZED)
+        while self._excess > 0 and self.idle:
+            self._retire(self._remove(min(range(len(self.idle)), key=lambda i: self.idle[i].seen)), RESIZED)
+        if self._excess > 0:
+            for slot in self.slots:
+                slot.doomed = slot.doomed or (RESIZED if slot.state in (IN_USE, CHECKING) else None)
+
+    # -- suspending ----------------------------------------------------------------------------------------------------
 
     @transition
     def resume(self, now: float) -> None:
@@ -575,6 +564,8 @@ class Slots:
         for slot in self.slots:
             if slot.doomed is DRAINED and slot.state in (IN_USE, CHECKING):
                 slot.doomed = MOVED if self._has_moved(slot) else None
+        self._trim()
+        self._prune_at = -inf
         self.plan(now)
 
     @transition
@@ -621,8 +612,7 @@ class Slots:
         for slot in [s for s in self.slots if s.doomed is None and self._has_moved(s) and not s.probe]:
             slot.doomed = MOVED
             if slot.state is IDLE:
-                self.idle.remove(slot)
-                self._retire(slot, MOVED)
+                self._retire(self._remove(self.idle.index(slot)), MOVED)
 
     def _has_moved(self, slot: Slot) -> bool:
         # What was opened since the change is there by the will of the user's hook: to retire it would never end.
@@ -636,13 +626,56 @@ class Slots:
 
     @transition
     def plan(self, now: float) -> None:
-        """Start every connect and keepalive that is due, and ask for an alarm when the next one is."""
+        """Start every connect, keepalive and retirement that is due, and ask for an alarm when the next one is."""
+        if self.mode is RUNNING:
+            self._prune(now)
         while self._may_connect(now) and self._gate.enter(self):
             self._connect(now)
         if self.mode is RUNNING:
-            while self._may_check and self._check_due(self.idle[0]) <= now:
-                self._check(self.idle.popleft())
+            while self._may_check and self._check_due <= now:
+                self._check(self._remove(self._coldest()))
             self._set_alarm(now)
+        self.queue.judge(now)
+
+    @property
+    def _surplus_rests(self) -> float:
+        """For how long a connection above ``min_size`` may be unused, in seconds."""
+        return self.max_idle if self.min_size < self.size else inf
+
+    @property
+    def _may_replace(self) -> bool:
+        """Whether an old connection may go: not too many at once, and not while none can be had instead."""
+        is_failing = self.failures and self._wants_one
+        return not is_failing and self.closing + self.connecting < self.max_connecting
+
+    def _prune(self, now: float) -> None:
+        """Retire what is too old, or above ``min_size`` and unused for too long.
+
+        This looks at every connection, so not before one may be due.
+        """
+        if now < self._prune_at:
+            return
+        rests = self._surplus_rests
+        for slot in sorted(self.idle, key=lambda slot: slot.seen):
+            if slot.expires <= now and self._may_replace:
+                self._retire(self._remove(self.idle.index(slot)), LIFETIME)
+            elif slot.seen + rests <= now and self.open > self.min_size:
+                self._retire(self._remove(self.idle.index(slot)), UNUSED)
+        for slot in self.slots:
+            if slot.state in (IN_USE, CHECKING) and slot.expires <= now:
+                slot.doomed = slot.doomed or LIFETIME
+        self._prune_at = self._next_prune(now)
+
+    def _next_prune(self, now: float) -> float:
+        """Return when to look again: what is in use now is unused ``max_idle`` from now at the earliest."""
+        rests = self._surplus_rests
+        due = now + rests
+        for slot in self.slots:
+            if slot.doomed is None and slot.connection is not None:
+                due = min(due, slot.expires)
+                if slot.state is IDLE and slot.seen + rests > now:
+                    due = min(due, slot.seen + rests)
+        return due
 
     def _set_alarm(self, now: float) -> None:
         due = self._next_due(now)
@@ -651,12 +684,13 @@ class Slots:
             self.queue.todo.append((ALARM, self))
 
     def _next_due(self, now: float) -> float:
-        due = self.retry_at if self.failures and self._has_room and not self.connecting else inf
+        due = self.retry_at if self.failures and self._wants_one and not self.connecting else inf
         if due <= now:
             due = inf  # the gate is shut: it tells us when it opens
+        if self._prune_at > now:  # else it waits for the end of a connect or a close
+            due = min(due, self._prune_at)
         if not self.keepalive:
             return due
         # A connection that comes to rest after now is not due before ``0.9 * keepalive``, so no return needs to wake
         # us.
-        rests = self._check_due(self.idle[0]) if self._may_check else now + self.keepalive * (1.0 - KEEPALIVE_JITTER)
-        return min(due, rests)
+        return min(due, self._check_due if self._may_check else now + self.keepalive * (1.0 - KEEPALIVE_JITTER))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from traceback import StackSummary
+
     from geventconnpool.cluster._endpoints import Endpoint
 
 Kind = Literal["connects", "keepalives", "calls"]
@@ -20,6 +22,7 @@ __all__ = [
     "ClusterStats",
     "ConnectFailed",
     "ConnectionClosed",
+    "ConnectionHeld",
     "ConnectionOpened",
     "DiscoveryChanged",
     "DiscoveryStats",
@@ -35,6 +38,7 @@ __all__ = [
     "HookFailed",
     "KeepaliveFailed",
     "Kind",
+    "NestedGet",
     "PoolStats",
     "ProbeFailed",
 ]
@@ -87,6 +91,29 @@ class HookFailed(Event):
     endpoint: Endpoint | None
     hook: str
     error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionHeld(Event):
+    """A connection has been borrowed for ``seconds``, longer than ``hold_warning``; told once per lease.
+
+    ``stack`` is where the greenlet that borrowed it was at that moment; empty if it has ended.
+    """
+
+    endpoint: Endpoint | None
+    seconds: float
+    stack: StackSummary
+
+
+@dataclass(frozen=True, slots=True)
+class NestedGet(Event):
+    """A greenlet that holds ``held`` connections of the pool waits for another: if all do, none ever gets one.
+
+    Told once per connection held. ``stack`` is where it waits.
+    """
+
+    held: int
+    stack: StackSummary
 
 
 @dataclass(frozen=True, slots=True)

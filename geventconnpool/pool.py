@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import weakref
 from collections.abc import Callable, Iterable
 from itertools import count
+from math import inf
 from random import Random
 from time import monotonic
 from types import TracebackType
@@ -13,8 +15,10 @@ from typing import Any, Generic, Self, TypeVar
 from geventconnpool import _check, events
 from geventconnpool._engine import Engine
 from geventconnpool._lender import Lease, Lender, PoolLender
+from geventconnpool._liveness import descriptor_of
+from geventconnpool._queue import Gate, Holds, Queue
 from geventconnpool._retry import retry
-from geventconnpool._slots import Gate, Queue, Slots
+from geventconnpool._slots import Slots
 
 __all__ = ["DEFAULT_EXC_CLASSES", "ConnectionPool", "retry"]
 
@@ -60,6 +64,13 @@ class Hooks(Generic[C]):
         """Say whether a connection that comes back may be used again. Must not switch."""
         return True
 
+    def _fileno(self, c: C) -> int | None:
+        """Return the descriptor by which to tell that the peer has closed an idle connection; None if there is none.
+
+        Asked when a connection has been opened or kept alive; at most 1 s.
+        """
+        return descriptor_of(c)
+
 
 class Borrowing(Hooks[C]):
     """The methods that a lone pool and a cluster have in common."""
@@ -69,10 +80,11 @@ class Borrowing(Hooks[C]):
 
         It is borrowed when the block is entered: if none is idle, after waiting for up to ``timeout`` seconds (default:
         the pool's; None: for ever; 0: not at all), first come, first served. Then it raises :class:`PoolTimeout`, or at
-        once :class:`PoolClosed` if the pool is closed, and :class:`PoolUnavailable` if a cluster knows that its service
-        has no endpoints. How the block ends decides about the connection: see the tutorial.
+        once :class:`PoolClosed` if the pool is closed, :class:`PoolFull` if ``max_waiting`` others wait already, and
+        :class:`PoolUnavailable` if there has been no connection for ``fail_after`` seconds, or if a cluster knows that
+        its service has no endpoints. How the block ends decides about the connection: see the tutorial.
         """
-        return Lease(self._lender, _seconds(self._lender, timeout))
+        return Lease(self, self._lender, _seconds(self._lender, timeout))
 
     def acquire(self, timeout: float | _Unset | None = UNSET) -> C:
         """Borrow a connection as :meth:`get` does, until :meth:`release` or :meth:`discard` is called with it."""
@@ -100,6 +112,23 @@ class Borrowing(Hooks[C]):
         the rest is closed under their users. Returns whether all came back in time.
         """
         return self._lender.close(_check.seconds_or_none("timeout", timeout))
+
+    def reset(self) -> None:
+        """Replace every connection: idle ones now, borrowed ones when they come back. Never switches.
+
+        For when all are known to be of no use any more, as after a change of password or a failover that keeps the
+        address. A pool that is waiting to try again tries now. Raises :class:`PoolClosed` if it is closed.
+        """
+        self._lender.reset()
+
+    def resize(self, size: int, min_size: int | None = None) -> None:
+        """Have ``size`` connections at most (a cluster: to each endpoint), and ``min_size`` at least. Never switches.
+
+        What is too much is closed, idle ones first and the rest when it comes back. Without ``min_size``, a pool that
+        was always full is so at the new size, and another keeps its ``min_size``, or ``size`` if that is less. Raises
+        :class:`ValueError` or :class:`TypeError`, and :class:`PoolClosed` if the pool is closed.
+        """
+        self._lender.resize(size, min_size)
 
     @property
     def closed(self) -> bool:
@@ -142,9 +171,16 @@ class Options:
         exc_classes: type[BaseException] | Iterable[type[BaseException]],
         keepalive: float | None,
         timeout: float | None,
+        min_size: int | None,
+        max_waiting: int | None,
         max_connecting: int,
         open_timeout: float,
         keepalive_timeout: float | None,
+        max_lifetime: float | None,
+        max_idle: float | None,
+        lifo: bool | None,
+        fail_after: float | None,
+        hold_warning: float | None,
         name: str | None,
         on_event: Callable[[events.Event], object] | None,
     ) -> None:
@@ -153,7 +189,17 @@ class Options:
             raise TypeError(f"{kind.__name__} must override _new_connection")
         self.has_keepalive = kind._keepalive is not Hooks._keepalive
         self.asks_reusable = kind._is_reusable is not Hooks._is_reusable
+        self.tells_descriptor = kind._fileno is not Hooks._fileno
         self.size = _check.integer("size", size, 1)
+        self.min_size = self.size if min_size is None else _check.integer("min_size", min_size, 0, self.size)
+        self.max_waiting = inf if max_waiting is None else _check.integer("max_waiting", max_waiting, 0)
+        self.max_lifetime = _check.seconds_or_none("max_lifetime", max_lifetime, positive=True)
+        self.max_idle = _check.seconds_or_none("max_idle", max_idle, positive=True)
+        self.fail_after = _check.seconds_or_none("fail_after", fail_after)
+        self.hold_warning = _check.seconds_or_none("hold_warning", hold_warning, positive=True)
+        if lifo is not None and not isinstance(lifo, bool):
+            raise TypeError(f"lifo must be True, False or None, not {lifo!r}")
+        self.lifo = lifo
         self.exc_classes = _check.exception_classes("exc_classes", exc_classes)
         self.keepalive = _check.seconds_or_none("keepalive", keepalive) or 0.0
         if self.keepalive and not self.has_keepalive:
@@ -169,7 +215,15 @@ class Options:
         _check.function("on_event", on_event)
         self.on_event = on_event
 
+    def outfit(self, queue: Queue) -> None:
+        """Give a new queue what the options say about it."""
+        queue.fail_after = inf if self.fail_after is None else self.fail_after
+        queue.keeps_some = self.min_size > 0
+        if self.hold_warning is not None:
+            Holds(queue, self.hold_warning, monotonic())
+
     def make_engine(self, pool: Any, queue: Queue) -> Engine:
+        self.outfit(queue)
         return Engine(
             pool,
             queue,
@@ -177,6 +231,7 @@ class Options:
             open_timeout=self.open_timeout,
             keepalive_timeout=self.keepalive_timeout,
             on_event=self.on_event,
+            tells_descriptor=self.tells_descriptor,
         )
 
     def make_slots(self, queue: Queue, gate: Gate, rng: Random, endpoint: Any = None) -> Slots:
@@ -189,8 +244,36 @@ class Options:
             keepalive=self.keepalive,
             max_connecting=self.max_connecting,
             has_keepalive=self.has_keepalive,
+            min_size=self.min_size,
+            max_lifetime=self.max_lifetime or inf,
+            max_idle=self.max_idle or inf,
+            lifo=self.lifo,
             endpoint=endpoint,
         )
+
+
+class LoneLender(PoolLender):
+    """A pool by itself: it has an engine of its own."""
+
+    options: Options
+
+    def __init__(self, options: Options, pool: Any) -> None:
+        super().__init__(options, options.name, weakref.ref(pool))
+        self.begin_here()
+
+    def begin_here(self) -> None:
+        options = self.options
+        queue = Queue()
+        self._own(queue)
+        self.slots = options.make_slots(queue, Gate(options.max_connecting), Random())
+        self.begin(options.make_engine(self.user, queue))
+
+    def start(self) -> None:
+        self.slots.plan(monotonic())
+        self.engine.act()
+
+    def __del__(self) -> None:
+        self.forgotten()
 
 
 class ConnectionPool(Borrowing[C]):
@@ -203,10 +286,28 @@ class ConnectionPool(Borrowing[C]):
         which must be overridden then; None or 0: never.
     ``timeout``
         seconds that :meth:`get` waits; None: for ever.
+    ``min_size``
+        connections that are kept at least; None: ``size``, the pool is always full. Above that, one is opened only
+        while somebody waits, and closed when it has been unused for ``max_idle`` seconds.
+    ``max_waiting``
+        callers that may wait; the next gets :class:`PoolFull`. None: any number.
     ``max_connecting``
         connects at a time; one, with a growing delay, while they fail.
     ``open_timeout``, ``keepalive_timeout``
         seconds that :meth:`_new_connection` (10) and :meth:`_keepalive` (``min(keepalive, 10)``) may take.
+    ``max_lifetime``
+        seconds after which a connection is replaced, less up to 25 % drawn for each so that they do not all go at once,
+        when nobody uses it, at most ``max_connecting`` at a time; None: never.
+    ``max_idle``
+        see ``min_size``; None: never.
+    ``lifo``
+        True: lend the connection that was used last, so that a surplus is left alone; False: use all in turn; None:
+        what fits, False for a pool that is always full and True for one that shrinks.
+    ``fail_after``
+        seconds without one live connection after which those who wait, and all who come, get :class:`PoolUnavailable`
+        at once; the pool goes on trying. None: never.
+    ``hold_warning``
+        seconds after which the log tells who still holds a connection, and what he is doing; None: never.
     ``name``
         used in messages, events and the log; default: the name of the class and a number.
     ``on_event``
@@ -225,9 +326,16 @@ class ConnectionPool(Borrowing[C]):
         keepalive: float | None = None,
         *,
         timeout: float | None = None,
+        min_size: int | None = None,
+        max_waiting: int | None = None,
         max_connecting: int = 4,
         open_timeout: float = 10.0,
         keepalive_timeout: float | None = None,
+        max_lifetime: float | None = None,
+        max_idle: float | None = 600.0,
+        lifo: bool | None = None,
+        fail_after: float | None = None,
+        hold_warning: float | None = None,
         name: str | None = None,
         on_event: Callable[[events.Event], object] | None = None,
     ) -> None:
@@ -238,31 +346,34 @@ class ConnectionPool(Borrowing[C]):
             exc_classes=exc_classes,
             keepalive=keepalive,
             timeout=timeout,
+            min_size=min_size,
+            max_waiting=max_waiting,
             max_connecting=max_connecting,
             open_timeout=open_timeout,
             keepalive_timeout=keepalive_timeout,
+            max_lifetime=max_lifetime,
+            max_idle=max_idle,
+            lifo=lifo,
+            fail_after=fail_after,
+            hold_warning=hold_warning,
             name=name,
             on_event=on_event,
         )
-        queue = Queue()
-        engine = options.make_engine(self, queue)
-        slots = options.make_slots(queue, Gate(options.max_connecting), Random())
-        self._lender = PoolLender(engine, self, options, options.name, slots)
-        slots.plan(monotonic())
-        engine.act()
+        self._lender = LoneLender(options, self)
+        self._lender.start()
 
     def _new_connection(self) -> C:
         """Return a new connection: any object but None and False. Whatever it raises, it is called again later."""
         raise NotImplementedError
 
     def wait(self, n: int | None = None, timeout: float | None = None) -> None:
-        """Wait until ``n`` connections (default: all) are open.
+        """Wait until ``n`` connections (default: ``min_size``) are open; more than are kept are opened for it.
 
         Raises :class:`PoolTimeout` after ``timeout`` seconds (None: never), with the last connect error as its cause.
         """
-        wanted = self.size if n is None else _check.integer("n", n, 0, self.size)
+        wanted = self._lender.slots.min_size if n is None else _check.integer("n", n, 0, self.size)
         seconds = _check.seconds_or_none("timeout", timeout)
-        self._lender.wait(lambda: self._lender.count_open() >= wanted, seconds)
+        self._lender.wait(lambda: self._lender.count_open() >= wanted, seconds, warm=wanted)
 
     def stats(self) -> events.PoolStats:
         """Return how the pool stands, as a frozen value. Cheap; never switches."""
@@ -270,7 +381,7 @@ class ConnectionPool(Borrowing[C]):
 
     @property
     def size(self) -> int:
-        """How many connections the pool keeps."""
+        """How many connections the pool has at most."""
         return self._lender.slots.size
 
     def __repr__(self) -> str:

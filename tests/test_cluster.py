@@ -322,7 +322,7 @@ class NoChoice:
         ([A], {"balancer": NoChoice}, TypeError, "balancer.*choose.*NoChoice"),
         ([A], {"outlier": 5}, TypeError, "outlier.*5"),
         ([A], {"outlier": OutlierDetection}, TypeError, "outlier.*OutlierDetection"),
-        *(([A], {name: 1}, TypeError, name) for name in ("subset", "slow_start", "min_size", "fail_after", "colour")),
+        *(([A], {name: 1}, TypeError, name) for name in ("subset", "slow_start", "colour")),
     ],
 )
 def test_bad_input_is_refused_at_once_with_its_name_and_value_and_nothing_runs(service, options, kind, message):

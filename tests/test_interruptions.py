@@ -12,7 +12,7 @@ import pytest
 from gevent import Greenlet, GreenletExit
 
 from geventconnpool import ClusterPool, ConnectionPool, Endpoint, PoolClosed, PoolError, retry
-from geventconnpool._slots import CHECKING, CLOSING, CONNECTING, IDLE, IN_USE
+from geventconnpool._queue import CHECKING, CLOSING, CONNECTING, IDLE, IN_USE
 from tests.servers import wait_until
 from tests.switches import Interrupter
 

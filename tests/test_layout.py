@@ -20,12 +20,13 @@ CLUSTER_LEAVES = {"cluster._endpoints", "cluster._outliers", "cluster._balancers
 PURE = {
     **{name: set[str]() for name in LEAVES},
     **{name: {"_backoff", "_check"} for name in CLUSTER_LEAVES},
-    "_slots": LEAVES | {"cluster._endpoints"},
+    "_queue": LEAVES | {"cluster._endpoints"},
+    "_slots": LEAVES | {"_queue", "cluster._endpoints"},
     "cluster._refresh": LEAVES | {"cluster._endpoints"},
-    "cluster._members": LEAVES | CLUSTER_LEAVES | {"_slots"},
+    "cluster._members": LEAVES | CLUSTER_LEAVES | {"_queue", "_slots"},
 }
 WITH_GEVENT = {
-    *("_engine", "_retry", "_lender", "pool", "demo", "testing"),
+    *("_engine", "_liveness", "_retry", "_lender", "pool", "demo", "testing"),
     *("cluster._connect", "cluster._dns", "cluster._resolvers", "cluster._pool"),
 }
 WITH_DNSPYTHON = {"cluster._dns", "cluster._resolvers", "testing", "demo"}
@@ -109,10 +110,13 @@ def test_the_cluster_is_loaded_on_first_use():
 
 
 def test_lazy_names_are_the_ones_of_the_cluster_package():
-    assert run(
-        "import geventconnpool as g, geventconnpool.cluster as c;"
-        "print(g.ClusterPool is c.ClusterPool, g.Endpoint is c.Endpoint)"
-    ) == "True True"
+    assert (
+        run(
+            "import geventconnpool as g, geventconnpool.cluster as c;"
+            "print(g.ClusterPool is c.ClusterPool, g.Endpoint is c.Endpoint)"
+        )
+        == "True True"
+    )
 
 
 def test_pure_modules_load_no_gevent():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from geventconnpool import events
-from geventconnpool._slots import (
+from geventconnpool._queue import (
     CHECKING,
     CLOSING,
     CONNECTING,
@@ -27,9 +27,9 @@ from geventconnpool._slots import (
     SUSPENDED,
     USER,
     Gate,
-    Slots,
     Waiter,
 )
+from geventconnpool._slots import Slots
 from geventconnpool.cluster import Endpoint, LeastLoaded, OutlierDetection
 from geventconnpool.cluster._members import ClusterQueue, Members
 from geventconnpool.errors import PoolClosed, PoolUnavailable
@@ -1602,7 +1602,7 @@ class Life(RuleBasedStateMachine):
             if pool.failures and len(pool.slots) < pool.size and not pool.connecting and not self.shell.opening:
                 assert pool.alarm <= max(now, pool._failed_at) + (5.0 if self.waiting else 30.0)
             if pool.keepalive and not pool.checking:
-                assert all(pool.alarm <= slot.seen + pool.keepalive for slot in pool.idle)
+                assert all(pool.alarm <= slot.alive_at + pool.keepalive for slot in pool.idle)
 
     @invariant()
     def free_capacity_is_used(self):

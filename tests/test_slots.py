@@ -10,8 +10,8 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from geventconnpool import _slots, events
-from geventconnpool._slots import (
+from geventconnpool import _queue, events
+from geventconnpool._queue import (
     CAUSES,
     CHECKING,
     CLOSING,
@@ -27,9 +27,9 @@ from geventconnpool._slots import (
     USER,
     Gate,
     Queue,
-    Slots,
     Waiter,
 )
+from geventconnpool._slots import Slots
 from geventconnpool.errors import PoolClosed
 from tests.virtual import Connection, Dice, Shell, assert_conserved, states
 
@@ -460,7 +460,7 @@ def test_the_next_is_kept_alive_when_one_is_done():
 
     assert len(shell.checking) == 1
     assert shell.checking[0] is not first
-    assert (first.state, first.seen) == (IDLE, 10.0)
+    assert (first.state, first.alive_at) == (IDLE, 10.0)
 
 
 def test_a_connection_that_was_kept_alive_goes_to_who_came_to_wait_meanwhile():
@@ -1186,7 +1186,7 @@ class Life(RuleBasedStateMachine):
             cap = 5.0 if self.waiting else 30.0
             assert self.shell.now <= pool.alarm <= self.shell.now + cap
         if pool.keepalive and pool.checking < max(1, pool.size // 4):
-            assert all(pool.alarm <= slot.seen + pool.keepalive for slot in pool.idle)
+            assert all(pool.alarm <= slot.alive_at + pool.keepalive for slot in pool.idle)
         if pool.alarm < inf:
             assert (pool.alarm, pool) in self.shell.alarms
 
@@ -1234,6 +1234,6 @@ TestLife.settings = settings(
 
 
 def test_the_states_of_a_slot_have_names_of_their_own():
-    names = [_slots.CONNECTING, _slots.IDLE, _slots.IN_USE, _slots.CHECKING, _slots.CLOSING]
+    names = [_queue.CONNECTING, _queue.IDLE, _queue.IN_USE, _queue.CHECKING, _queue.CLOSING]
 
     assert len(set(names)) == 5

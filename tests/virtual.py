@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from geventconnpool import events
-from geventconnpool._slots import (
+from geventconnpool._queue import (
     ABORT,
     ALARM,
     CANCEL,

@@ -25,10 +25,11 @@ from math import exp, inf
 from random import Random
 from typing import Final, Literal
 
-from geventconnpool import _slots, events
+from geventconnpool import _queue, events
 from geventconnpool._backoff import exponential, spread
 from geventconnpool._check import show, without_traceback
-from geventconnpool._slots import ALARM, ERROR, Queue, Slot, Slots, Waiter, transition
+from geventconnpool._queue import ALARM, ERROR, Queue, Slot, Waiter, transition
+from geventconnpool._slots import Slots
 from geventconnpool.cluster._balancers import HARDLY_EVER, Balancer
 from geventconnpool.cluster._endpoints import Endpoint, difference
 from geventconnpool.cluster._outliers import OutlierDetection
@@ -56,6 +57,12 @@ class ClusterQueue(Queue):
         if waiter.only is not None:
             return waiter.only is pool
         return self.members.is_eligible(pool.observer, waiter.avoid)
+
+    def wants_more(self, pool: Slots) -> bool:
+        """Say whether more connect is wanted than is under way, at that endpoint or anywhere."""
+        if pool.waiting > pool.connecting:
+            return True
+        return self.members.is_eligible(pool.observer, ()) and self.members.shortage > 0
 
 
 class Member:
@@ -85,7 +92,7 @@ class Member:
     def in_flight(self) -> int:
         return self.pool.in_use
 
-    # Reports, as ``_slots.Observer`` says.
+    # Reports, as ``_queue.Observer`` says.
 
     def connected(self, now: float) -> None:
         self.failures[CONNECTS] = 0
@@ -230,18 +237,37 @@ class Members:
         slot = self.take(waiter.avoid, now)
         if slot is not None:
             self.queue.settle(waiter, slot=slot)
+        else:
+            self.grow(now)
+
+    @property
+    def shortage(self) -> int:
+        """How many connects more than are under way are wanted by those who wait for any endpoint."""
+        available = self.available
+        to_warm = self.queue.to_warm - sum(member.pool.open for member in available)
+        connecting = sum(member.pool.connecting for member in available)
+        return self.queue.waiting_for_any + max(0, to_warm) - connecting
+
+    @transition
+    def grow(self, now: float) -> None:
+        """Have endpoints that are to open more than they keep do so while somebody waits, as the balancer prefers."""
+        while (candidates := [m for m in self._eligible if m.pool.may_grow(now)]) and self.shortage > 0:
+            connecting = self.shortage
+            self._choose(candidates, now).pool.plan(now)
+            if self.shortage == connecting:
+                return  # the gate is shut: whoever stands before it goes on when it opens
 
     def _eligibility_changed(self, now: float) -> None:
         """Recompute who is eligible, and serve waiters who may now use what is idle, oldest first."""
         available = self.available
         self._eligible = tuple(_lowest_priority(available))
         self._eligible_but.clear()
-        if not any(member.pool.idle for member in available):
-            return
-        for waiter in list(self.queue.waiting):
+        waiting = list(self.queue.waiting) if any(member.pool.idle for member in available) else ()
+        for waiter in waiting:
             slot = None if waiter.only is not None else self.take(waiter.avoid, now)
             if slot is not None:
                 self.queue.settle(waiter, slot=slot)
+        self.grow(now)
 
     # -- discovery -----------------------------------------------------------------------------------------------------
 
@@ -268,6 +294,7 @@ class Members:
         if not self.available:
             self._probe_all(now)
         self.set_alarm()
+        self.queue.judge(now)
 
     def _add(self, endpoint: Endpoint, now: float) -> None:
         pool = self._open_pool(endpoint)
@@ -293,7 +320,7 @@ class Members:
         member.is_probing = False
         member.until = now + self._drain_timeout
         self.queue.news.append(events.EndpointRemoved(self.name, member.endpoint))
-        member.pool.suspend(_slots.DRAINED)
+        member.pool.suspend(_queue.DRAINED)
 
     def _return_from_drain(self, member: Member, now: float) -> None:
         self.queue.news.append(events.EndpointAdded(self.name, member.endpoint))
@@ -330,6 +357,7 @@ class Members:
         if kind is CONNECTS:
             self.last_error = error
             self._ask(now)
+            self.grow(now)
         outlier = self._outlier
         if (
             outlier is None
@@ -359,12 +387,13 @@ class Members:
         member.until = now + seconds
         member.forget_failures()
         self.queue.news.append(events.EndpointEjected(self.name, member.endpoint, kind, seconds, member.last_error))
-        member.pool.suspend(_slots.EJECTED)
+        member.pool.suspend(_queue.EJECTED)
         self._ask(now)
         self._eligibility_changed(now)
         if not self.available:
             self._probe_all(now)
         self.set_alarm()
+        self.queue.judge(now)
 
     def _probe_all(self, now: float) -> None:
         """Nobody is available: find out at once who is back."""
@@ -400,6 +429,13 @@ class Members:
         member.state = ACTIVE
         member.until = inf
         member.pool.resume(now)
+
+    @transition
+    def change(self, deed: Callable[[Slots], None], now: float) -> None:
+        """Do something to the pool of each endpoint: reset it, resize it."""
+        for member in list(self._members.values()):
+            deed(member.pool)
+        self.grow(now)
 
     @transition
     def shut(self, error: Callable[[], BaseException]) -> None:

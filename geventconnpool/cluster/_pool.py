@@ -7,8 +7,9 @@ greenlet, whatever its size. A look-up runs in a greenlet of its own, for as lon
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import inf, isfinite
 from random import Random
@@ -19,9 +20,10 @@ from typing import Any, NoReturn, TypeVar
 from geventconnpool import _check, events
 from geventconnpool._check import show
 from geventconnpool._engine import Engine, forget_locals
-from geventconnpool._lender import Lender, PoolLender
+from geventconnpool._lender import Lender, PoolLender, nothing_yet
+from geventconnpool._queue import ALARM, CAUSES, Gate, Slot, Waiter
 from geventconnpool._retry import places_to_avoid
-from geventconnpool._slots import ALARM, CAUSES, Gate, Slot, Slots, Waiter
+from geventconnpool._slots import Slots
 from geventconnpool.cluster._balancers import Balancer, LeastLoaded
 from geventconnpool.cluster._endpoints import Endpoint, Resolution, parse_service
 from geventconnpool.cluster._members import ClusterQueue, Member, Members
@@ -132,15 +134,69 @@ class Discovery:
         return events.DiscoveryStats(refresh.state, refresh.since, refresh.last_error, refresh.generation, due)
 
 
+NOT_BEGUN = events.DiscoveryStats("starting", since=None, last_error=None, generation=0, next_lookup=None)
+
+
+class Past:
+    """What endpoints did that are gone: it still counts in the totals."""
+
+    def __init__(self, name: str) -> None:
+        self.stats = nothing_yet(name, 0, 0)
+
+    def add(self, pool: Slots) -> None:
+        gone = replace(pool.facade.stats(), size=0, min_size=0)
+        self.stats = _sum(self.stats.name, [self.stats, gone])
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a cluster is made of, checked; it is made again in the child of a fork."""
+
+    resolver: Resolver
+    service: str | None
+    balancer: Callable[[], Balancer]
+    outlier: OutlierDetection | None
+    drain_timeout: float
+
+
 class ClusterLender(Lender):
     """All endpoints of a cluster as one place to borrow from."""
 
-    def __init__(self, options: Options, engine: Engine, hooks: Any, members: Members, discovery: Discovery) -> None:
-        super().__init__(engine, hooks, options, options.name)
-        self.options: Options = options
-        self.members = members
-        self.discovery = discovery
-        self.past = _sum(options.name, [])  # what endpoints did that are gone
+    options: Options
+
+    def __init__(self, options: Options, plan: Plan, pool: Any) -> None:
+        super().__init__(options, options.name, weakref.ref(pool))
+        self._plan = plan
+        self._balancer: Balancer | None = _make_balancer(plan.balancer)  # bad input is refused at once
+        self.begin_here()
+
+    def begin_here(self) -> None:
+        options, plan, rng = self.options, self._plan, Random()
+        queue = ClusterQueue()
+        self._own(queue)
+        engine = options.make_engine(self.user, queue)
+        self.discovery = Discovery(engine, plan.resolver, plan.service, options.name, rng)
+        self.past = Past(options.name)
+        self.members = Members(
+            options.name,
+            queue,
+            self._balancer or _make_balancer(plan.balancer),
+            open_pool=partial(_open_pool, self._hooks, options, engine, Gate(CONNECTS_AT_ONCE), rng),
+            closed_pool=self.past.add,
+            ask=self.discovery.ask,
+            outlier=plan.outlier,
+            drain_timeout=plan.drain_timeout,
+            rng=rng,
+        )
+        self._balancer = None
+        self.begin(engine)
+
+    def start(self) -> None:
+        self.discovery.start(self.members)
+        self.engine.act()
+
+    def __del__(self) -> None:
+        self.forgotten()
 
     def take(self, now: float) -> Slot | None:
         slot = self.members.take(places_to_avoid(self.engine), now)
@@ -166,16 +222,25 @@ class ClusterLender(Lender):
     def closed(self) -> bool:
         return self.members.is_shut
 
+    def grow(self, now: float) -> None:
+        self.members.grow(now)
+
+    def change(self, deed: Callable[[Slots], None]) -> None:
+        self.members.change(deed, monotonic())
+        self.engine.act()
+
     def shut(self) -> None:
         self.discovery.stop()
         self.members.shut(partial(PoolClosed, f"{self.name} is closed"))
 
     def is_ready(self, n: int | None) -> bool:
-        """Whether ``n`` connections are open; None: all that the available endpoints are to have, and at least one."""
+        """Whether ``n`` connections are open; None: what the available endpoints keep at least, and at least one."""
         if n is not None:
             return self.count_open() >= n
         available = self.members.available
-        return bool(available) and all(member.pool.open >= member.pool.size for member in available)
+        if not available or not self.count_open():
+            return False
+        return all(member.pool.open >= member.pool.min_size for member in available)
 
     def trouble(self) -> tuple[str, BaseException | None]:
         pools = self.pools()
@@ -201,21 +266,21 @@ class ClusterLender(Lender):
         return self.members.last_error or self.discovery.last_error
 
     def stats(self) -> events.ClusterStats:
+        if self.engine.is_inherited:
+            blank = nothing_yet(self.name, 0, 0)
+            values = {field.name: getattr(blank, field.name) for field in fields(blank)}
+            return events.ClusterStats(**values, endpoints=(), discovery=NOT_BEGUN)
         endpoints = tuple(map(_endpoint_stats, self.members))
         pools = [entry.pool for entry in endpoints] + [member.pool.facade.stats() for member in self.members.leaving]
-        total = _sum(self.name, [*pools, self.past])
+        total = _sum(self.name, [*pools, self.past.stats])
         values = {field.name: getattr(total, field.name) for field in fields(total)}
         values["waits"] += self.waits
         values["wait_seconds"] += self.wait_seconds
         values["timeouts"] += self.timeouts
+        values["refused"] += self.refused
         values["waiting"] = len(self.engine.queue.waiting)
         values["last_error"] = self.last_error
         return events.ClusterStats(**values, endpoints=endpoints, discovery=self.discovery.stats())
-
-    def forget(self, pool: Slots) -> None:
-        """An endpoint is gone: what it did still counts in the totals."""
-        gone = replace(pool.facade.stats(), size=0, min_size=0)
-        self.past = _sum(self.name, [self.past, gone])
 
 
 def _endpoint_stats(member: Member) -> events.EndpointStats:
@@ -267,12 +332,20 @@ class EndpointPool(ConnectionPool[C]):
         """Raise :class:`RuntimeError`: the pool belongs to its cluster."""
         raise RuntimeError(f"{self._lender.name} belongs to a cluster; close that")
 
+    def resize(self, size: int, min_size: int | None = None) -> None:
+        """Raise :class:`RuntimeError`: the pool belongs to its cluster."""
+        raise RuntimeError(f"{self._lender.name} belongs to a cluster; resize that")
+
 
 class Pools(Mapping[Endpoint, EndpointPool[C]]):
     """The pools of a cluster by endpoint, a live view."""
 
-    def __init__(self, members: Members) -> None:
-        self._members = members
+    def __init__(self, lender: ClusterLender) -> None:
+        self._lender = lender
+
+    @property
+    def _members(self) -> Members:
+        return self._lender.members  # others in the child of a fork
 
     def __getitem__(self, endpoint: Endpoint) -> EndpointPool[C]:
         member = self._members.get(endpoint)
@@ -318,8 +391,9 @@ class ClusterPool(Borrowing[C]):
     ``drain_timeout``
         seconds that calls to an endpoint which left DNS have to finish; then it is closed under its users.
 
-    The other options are those of :class:`ConnectionPool`: ``timeout``, ``name`` and ``on_event`` are the cluster's,
-    the rest goes for each endpoint's pool; at most 64 connects are under way at once.
+    The other options are those of :class:`ConnectionPool`: ``timeout``, ``max_waiting``, ``fail_after``, ``name``,
+    ``on_event`` and ``hold_warning`` are the cluster's, the rest goes for each endpoint's pool; at most 64 connects are
+    under way at once. While somebody waits, one connection more is opened to the endpoint that the balancer prefers.
 
     Raises :class:`ValueError` or :class:`TypeError`, naming parameter and value. Returns before the first look-up or
     connect.
@@ -339,9 +413,16 @@ class ClusterPool(Borrowing[C]):
         outlier: OutlierDetection | None = OutlierDetection(),  # noqa: B008  # a frozen value
         drain_timeout: float = 30.0,
         timeout: float | None = None,
+        min_size: int | None = None,
+        max_waiting: int | None = None,
         max_connecting: int = 4,
         open_timeout: float = 10.0,
         keepalive_timeout: float | None = None,
+        max_lifetime: float | None = None,
+        max_idle: float | None = 600.0,
+        lifo: bool | None = None,
+        fail_after: float | None = None,
+        hold_warning: float | None = None,
         name: str | None = None,
         on_event: Callable[[events.Event], object] | None = None,
     ) -> None:
@@ -352,33 +433,25 @@ class ClusterPool(Borrowing[C]):
             exc_classes=exc_classes,
             keepalive=keepalive,
             timeout=timeout,
+            min_size=min_size,
+            max_waiting=max_waiting,
             max_connecting=max_connecting,
             open_timeout=open_timeout,
             keepalive_timeout=keepalive_timeout,
+            max_lifetime=max_lifetime,
+            max_idle=max_idle,
+            lifo=lifo,
+            fail_after=fail_after,
+            hold_warning=hold_warning,
             name=name,
             on_event=on_event,
         )
         resolver, question = _who_to_ask(service, resolver)
         if outlier is not None and not isinstance(outlier, OutlierDetection):
             raise TypeError(f"outlier must be an OutlierDetection or None, not {outlier!r}")
-        rng = Random()
-        queue = ClusterQueue()
-        engine = options.make_engine(self, queue)
-        discovery = Discovery(engine, resolver, question, options.name, rng)
-        members = Members(
-            options.name,
-            queue,
-            _make_balancer(balancer),
-            open_pool=partial(_open_pool, self, options, engine, Gate(CONNECTS_AT_ONCE), rng),
-            closed_pool=lambda pool: self._lender.forget(pool),
-            ask=discovery.ask,
-            outlier=outlier,
-            drain_timeout=_check.seconds("drain_timeout", drain_timeout),
-            rng=rng,
-        )
-        self._lender = ClusterLender(options, engine, self, members, discovery)
-        discovery.start(members)
-        engine.act()
+        seconds = _check.seconds("drain_timeout", drain_timeout)
+        self._lender = ClusterLender(options, Plan(resolver, question, balancer, outlier, seconds), self)
+        self._lender.start()
 
     def _new_connection(self, endpoint: Endpoint) -> C:
         """Return a new connection to ``endpoint``: any object but None and False. Called again if it raises."""
@@ -387,7 +460,7 @@ class ClusterPool(Borrowing[C]):
     @property
     def pools(self) -> Mapping[Endpoint, EndpointPool[C]]:
         """The pool of each endpoint, a live read-only view."""
-        return Pools(self._lender.members)
+        return Pools(self._lender)
 
     def endpoint_of(self, c: C) -> Endpoint:
         """Return the endpoint a connection leads to, as it was at connect; works in hooks, too.
@@ -395,7 +468,7 @@ class ClusterPool(Borrowing[C]):
         Raises :class:`ValueError` for an object that is no connection of this cluster.
         """
         queue = self._lender.engine.queue
-        slot = queue.open.get(id(c)) or queue.cut.get(id(c))
+        slot = queue.open.get(id(c)) or queue.cut.get(id(c)) or self._lender.inherited.get(id(c))
         if slot is None:
             raise ValueError(f"{self._lender.name}: {show(c)} is not a connection of this cluster")
         endpoint: Endpoint = slot.endpoint
@@ -404,12 +477,12 @@ class ClusterPool(Borrowing[C]):
     def wait(self, n: int | None = None, timeout: float | None = None) -> None:
         """Wait until ``n`` connections are open in total.
 
-        Without ``n``: until the service is resolved, every available endpoint has all its connections, and there is at
-        least one. Raises :class:`PoolTimeout` after ``timeout`` seconds (None: never).
+        Without ``n``: until the service is resolved, every available endpoint has ``min_size``, and there is at least
+        one. What that takes is opened. Raises :class:`PoolTimeout` after ``timeout`` seconds (None: never).
         """
-        if n is not None:
-            _check.integer("n", n, 0)
-        self._lender.wait(partial(self._lender.is_ready, n), _check.seconds_or_none("timeout", timeout))
+        wanted = 1 if n is None else _check.integer("n", n, 0)
+        seconds = _check.seconds_or_none("timeout", timeout)
+        self._lender.wait(partial(self._lender.is_ready, n), seconds, warm=wanted)
 
     def stats(self) -> events.ClusterStats:
         """Return how the cluster stands, as a frozen value: totals, each endpoint, discovery. Never switches."""
@@ -417,7 +490,7 @@ class ClusterPool(Borrowing[C]):
 
     @property
     def size(self) -> int:
-        """How many connections are kept to each endpoint."""
+        """How many connections there are to each endpoint at most."""
         return self._lender.options.size
 
     def __repr__(self) -> str:
@@ -428,11 +501,27 @@ class ClusterPool(Borrowing[C]):
         return f"<{type(self).__name__} {s.name!r}: {counts}; {gauges}{', closed' if self.closed else ''}>"
 
 
-def _open_pool(cluster: Any, options: Options, engine: Engine, gate: Gate, rng: Random, endpoint: Endpoint) -> Slots:
+def _open_pool(
+    cluster: weakref.ref[Any], options: Options, engine: Engine, gate: Gate, rng: Random, endpoint: Endpoint
+) -> Slots:
     slots = options.make_slots(engine.queue, gate, rng, endpoint)
-    name = f"{options.name}/{endpoint}"
-    slots.facade = EndpointPool(PoolLender(engine, cluster, options, name, slots))
+    slots.facade = EndpointPool(EndpointLender(options, cluster, engine, slots))
     return slots
+
+
+class EndpointLender(PoolLender):
+    """The pool of one endpoint: the engine is its cluster's."""
+
+    def __init__(self, options: Options, cluster: weakref.ref[Any], engine: Engine, slots: Slots) -> None:
+        super().__init__(options, f"{options.name}/{slots.endpoint}", cluster)
+        self.slots = slots
+        self.begin(engine)
+
+    def begin_here(self) -> None:
+        raise PoolClosed(f"{self.name} is of the parent process; take it from pools again")
+
+    def start(self) -> None:
+        """The cluster has."""
 
 
 def _who_to_ask(service: Any, resolver: Any) -> tuple[Resolver, str | None]:

@@ -1,0 +1,95 @@
+"""Asking the system whether the peer of a connection is still there: no switch, no byte read, a third of a microsecond.
+
+Readable does not mean closed: a fresh TLS 1.3 connection has session tickets to be read, some servers send a banner.
+So it is the hang-up that is asked for (``POLLRDHUP``, Linux 2.6.17), and where the system has no such event, whether
+the next byte is the end. Never ``select``, which cannot look at descriptors from 1024 on, nor what gevent has patched,
+which switches.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from contextlib import suppress
+from typing import Any
+
+from gevent.monkey import get_original
+
+_plain_socket: Any = get_original("socket", "socket")
+_poll: Any = get_original("select", "poll") if hasattr(select, "poll") else None
+_HANG_UP: int = getattr(select, "POLLRDHUP", 0)
+_GONE: int = _HANG_UP | getattr(select, "POLLHUP", 0) | getattr(select, "POLLERR", 0) | getattr(select, "POLLNVAL", 0)
+_READABLE: int = getattr(select, "POLLIN", 0)
+
+
+class Poller:
+    """Watches the descriptor of one connection.
+
+    ``asks_object``: the connection has a method ``fileno`` that may be asked again, which finds out that it was closed
+    on our side; else the descriptor is the one that the hook ``_fileno`` told.
+    """
+
+    __slots__ = ("_descriptor", "_poll", "asks_object")
+
+    def __init__(self, descriptor: int, *, asks_object: bool) -> None:
+        self.asks_object = asks_object
+        self._watch(descriptor)
+
+    def _watch(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._poll = _poll()
+        self._poll.register(descriptor, _HANG_UP or _READABLE)
+
+    def has_hung_up(self, connection: Any) -> bool:
+        """Say whether the connection is closed, by its peer or on our side."""
+        if self.asks_object:
+            descriptor = descriptor_of(connection)
+            if descriptor is None:
+                return True  # it had one
+            if descriptor != self._descriptor:
+                self._watch(descriptor)
+        found = self._poll.poll(0)
+        if not found:
+            return False
+        event: int = found[0][1]
+        return bool(event & _GONE) or (not _HANG_UP and _is_at_end(self._descriptor))
+
+
+def make_poller(descriptor: object, *, asks_object: bool) -> Poller | None:
+    """Return what watches a descriptor; None if it is none, or the system cannot."""
+    if _poll is None or not _is_descriptor(descriptor):
+        return None
+    try:
+        return Poller(descriptor, asks_object=asks_object)  # type: ignore[arg-type]  # that is what was just looked at
+    except (OSError, OverflowError, ValueError):
+        return None
+
+
+def descriptor_of(connection: Any) -> int | None:
+    """Return what the connection's own ``fileno`` says; None if it has none, or is closed.
+
+    The method is looked up on the class: for some client objects any attribute is a call to their server.
+    """
+    try:
+        descriptor = type(connection).fileno(connection)
+    except Exception:  # a client object may do anything here, and most have no such method
+        return None
+    return descriptor if _is_descriptor(descriptor) else None
+
+
+def _is_descriptor(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+def _is_at_end(descriptor: int) -> bool:
+    """Say whether all there is to read is the end."""
+    twin = os.dup(descriptor)
+    try:
+        plain = _plain_socket(fileno=twin)
+    except OSError:  # no socket
+        os.close(twin)
+        return False
+    with plain, suppress(OSError):
+        return bool(plain.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"")
+    return False

@@ -1,0 +1,326 @@
+"""What the pools under one roof share: the queue of those who wait, the words for what happens, the gate to connect.
+
+Pure: no gevent, no clock, no logging. A lone pool has a queue to itself; the pools of a cluster have one in common.
+
+The queue also knows how many live connections there are behind it. While there is none although one is wanted, it is
+*bare*; when that has lasted ``fail_after`` seconds it is *down*: who waits is refused, and so is whoever comes, until a
+connection is open::
+
+            none is live, one is wanted           fail_after
+    (well) ---------------------------> (bare) --------------> (down)
+       ^                                   |                      |
+       +------------- one is open ---------+----------------------+
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection
+from functools import wraps
+from math import inf
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
+
+from geventconnpool import events
+
+if TYPE_CHECKING:
+    from geventconnpool._slots import Slots
+
+# States of a slot.
+CONNECTING, IDLE, IN_USE, CHECKING, CLOSING = "connecting", "idle", "in use", "checking", "closing"
+
+# How a lease ends. None: well. KEPT: by an exception that says nothing about the connection. Else: the cause of a
+# discard.
+KEPT = "kept"
+ERROR, INTERRUPTED, USER, NOT_REUSABLE, KEEPALIVE = "error", "interrupted", "user", "not_reusable", "keepalive"
+STALE, LIFETIME, UNUSED, RESET = "stale", "lifetime", "idle", "reset"
+CAUSES = (ERROR, INTERRUPTED, STALE, KEEPALIVE, LIFETIME, UNUSED, USER, RESET, NOT_REUSABLE)
+# Marks of a connection that is closed at its return without being discarded for a cause of its own.
+DRAINED, EJECTED, CLOSED, MOVED, CUT, RESIZED = "drained", "ejected", "closed", "moved", "cut", "resized"
+# Marks that are looked at again when the connection comes back: there may be no reason any more.
+PROVISIONAL = frozenset({None, DRAINED, LIFETIME, RESIZED})
+# After these nobody knows what is on the wire, or nobody listens: no goodbye.
+ABORTED = frozenset({ERROR, INTERRUPTED, STALE, KEEPALIVE, USER, NOT_REUSABLE, EJECTED, CUT})
+
+# What the shell is told to do, with a slot (the first five and HELD), a waiter, or something that has an alarm.
+OPEN, CANCEL, CHECK, CLOSE, ABORT = "open", "cancel", "check", "close", "abort"
+HELD, WAKE, ALARM = "held", "wake", "alarm"
+
+# Modes of a pool.
+RUNNING, SUSPENDED, SHUT = "running", "suspended", "shut"
+
+TRUSTED_FOR = 1.0  # seconds since its last sign of life for which a connection is believed to be there
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Timed(Protocol):
+    """Something with work that has a due time: at ``alarm`` the shell sets that to inf and calls ``tick``."""
+
+    alarm: float
+
+    def tick(self, now: float) -> None: ...
+
+
+class Observer(Protocol):
+    """Who wants to know how one pool's connections fare: the cluster."""
+
+    def connected(self, now: float) -> None: ...
+    def connect_failed(self, error: BaseException, now: float) -> None: ...
+    def kept_alive(self, now: float) -> None: ...
+    def keepalive_failed(self, error: BaseException, now: float) -> None: ...
+    def call_ended(self, verdict: str | None, error: BaseException | None, seconds: float, now: float) -> None: ...
+    def probed(self, error: BaseException | None, now: float) -> None: ...
+    def emptied(self) -> None: ...
+
+
+class Slot:
+    """One connection's place, from the decision to connect until it is closed. Never used for a second connection."""
+
+    __slots__ = (
+        "by_hand",
+        "connection",
+        "doomed",
+        "endpoint",
+        "expires",
+        "is_past",
+        "jitter",
+        "kept",
+        "owner",
+        "peer",
+        "poller",
+        "pool",
+        "probe",
+        "seen",
+        "since",
+        "state",
+        "told",
+        "warned",
+        "worker",
+    )
+
+    def __init__(self, pool: Slots, jitter: float, now: float, *, probe: bool) -> None:
+        self.pool = pool
+        self.endpoint = pool.endpoint  # as it was when this connection was made
+        self.state = CONNECTING
+        self.connection: Any = None
+        self.since = now  # when the connect, or the lease, began
+        self.seen = now  # when it was opened, or came back from its last user
+        self.kept = now  # when it was opened, or last kept alive
+        self.expires = inf  # when it is too old
+        self.jitter = jitter  # how much of ``keepalive`` to wait
+        self.doomed: str | None = None  # why it will be closed when it comes back
+        self.is_past = False  # from before an ejection: what it tells counts for nothing
+        self.probe = probe  # opened to find out whether an ejected endpoint is back
+        self.by_hand = False  # borrowed by acquire(), so release() may return it
+        self.owner: Any = None  # the greenlet that borrowed it
+        self.worker: Any = None  # the greenlet that opens, checks or closes it
+        self.peer: str | None = None  # the address it leads to, where known
+        self.poller: Any = None  # what asks the system whether the peer is there, where that can be asked
+        self.told = self.warned = -inf  # the ``since`` of the lease that was reported as held, or nested
+
+    @property
+    def alive_at(self) -> float:
+        """When it last gave a sign of life."""
+        return max(self.seen, self.kept)
+
+    def is_suspect(self, now: float) -> bool:
+        """Say whether it was silent for so long, or through such events, that one asks before one hands it out."""
+        alive_at = self.alive_at
+        return now - alive_at >= TRUSTED_FOR or alive_at < self.pool.trouble_at
+
+
+class Waiter:
+    """One greenlet that waits for a connection; settled by a slot, an error, or ``is_late`` (its time is over)."""
+
+    __slots__ = ("avoid", "error", "greenlet", "is_late", "only", "since", "slot")
+
+    def __init__(self, now: float, *, only: Slots | None = None, avoid: Collection[Any] = ()) -> None:
+        self.since = now
+        self.only = only  # the one pool it wants, or None for any of the queue's
+        self.avoid = avoid  # endpoints it would rather not use
+        self.slot: Slot | None = None
+        self.error: BaseException | None = None
+        self.is_late = False
+        self.greenlet: Any = None
+
+    @property
+    def is_settled(self) -> bool:
+        return self.slot is not None or self.error is not None or self.is_late
+
+
+def transition(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """Mark a method of something with a ``queue`` as one transition: leases ended during it are applied after it."""
+
+    @wraps(method)
+    def run(self: Any, *args: P.args, **kwargs: P.kwargs) -> R:
+        queue: Queue = self.queue
+        if queue.busy:
+            return method(self, *args, **kwargs)
+        queue.busy = True
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            try:
+                while queue.late:
+                    slot, verdict, error, now = queue.late.popleft()
+                    slot.pool.end(slot, verdict, error, now)
+            finally:
+                queue.busy = False
+
+    return cast(Callable[Concatenate[Any, P], R], run)
+
+
+class Queue:
+    """What the pools under one roof share: who waits (oldest first), what the shell is to do, every open connection."""
+
+    def __init__(self, fail_after: float = inf, *, keeps_some: bool = True) -> None:
+        self.waiting: OrderedDict[Waiter, None] = OrderedDict()  # leaving is O(1), wherever one stands
+        self.waiting_for_any = 0  # those who want no pool in particular
+        self.warming: list[int] = []  # how many open connections others wait for
+        self.todo: deque[tuple[str, Any]] = deque()
+        self.news: deque[events.Event] = deque()
+        self.open: dict[int, Slot] = {}  # by id(connection), which may be unhashable, until it is closed
+        self.cut: dict[int, Slot] = {}  # closed under their users, who have yet to return them
+        self.failing: set[Slots] = set()  # pools whose last connect failed
+        self.busy = False
+        self.late: deque[tuple[Slot, str | None, BaseException | None, float]] = deque()
+
+        self.live = 0  # connections that are idle, in use or under keepalive
+        self.keeps_some = keeps_some  # else none is wanted while nobody waits
+        self.fail_after = fail_after
+        self.bare_since = inf
+        self.is_down = False
+        self.alarm = inf
+        self.unavailable: Callable[[], BaseException] = RuntimeError  # makes what waiters get when it goes down
+
+    @property
+    def queue(self) -> Queue:
+        return self  # for ``transition``
+
+    def may_use(self, waiter: Waiter, pool: Slots) -> bool:
+        """Say whether the waiter may get a connection of that pool; overridden where there are several pools."""
+        return True
+
+    def wants_more(self, pool: Slots) -> bool:
+        """Say whether a pool that has what it keeps at least should open one more; overridden where there are more."""
+        return pool.waiting + max(0, self.to_warm - pool.open) > pool.connecting
+
+    @property
+    def to_warm(self) -> int:
+        """How many connections there should be because somebody waits for so many."""
+        return max(self.warming, default=0)
+
+    def join(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
+        """Put a waiter at the end, or ``first``; the only one makes the pools that cannot connect try again sooner."""
+        is_only = not self.waiting
+        self.waiting[waiter] = None
+        self.waiting.move_to_end(waiter, last=not first)
+        if waiter.only is not None:
+            waiter.only.waiting += 1
+        else:
+            self.waiting_for_any += 1
+        if is_only:
+            self.judge(now)
+            for pool in tuple(self.failing):
+                pool.plan(now)
+
+    def settle(self, waiter: Waiter, *, slot: Slot | None = None, error: BaseException | None = None) -> None:
+        self.withdraw(waiter)
+        waiter.slot, waiter.error = slot, error
+        self.todo.append((WAKE, waiter))
+
+    def withdraw(self, waiter: Waiter) -> None:
+        """Take a waiter out who gave up; nothing happens if it is settled already."""
+        if waiter not in self.waiting:
+            return
+        del self.waiting[waiter]
+        if waiter.only is not None:
+            waiter.only.waiting -= 1
+        else:
+            self.waiting_for_any -= 1
+        if not self.waiting and not self.keeps_some and not self.is_down:
+            self.bare_since = inf  # nobody wants any
+
+    def refuse(self, error: Callable[[], BaseException], only: Slots | None = None) -> None:
+        """Settle with an error of its own each waiter, or each that wants that one pool."""
+        for waiter in list(self.waiting):
+            if only is None or waiter.only is only:
+                self.settle(waiter, error=error())
+
+    def judge(self, now: float) -> None:
+        """Note since when there has been no live connection though one is wanted."""
+        if self.live:
+            self.bare_since = inf
+            self.is_down = False
+        elif self.bare_since == inf and (self.keeps_some or self.waiting):
+            self.bare_since = now
+            if now + self.fail_after < self.alarm:
+                self.alarm = now + self.fail_after
+                self.todo.append((ALARM, self))
+
+    @transition
+    def tick(self, now: float) -> None:
+        """Time has come to ``alarm``: it is down, or it was well in between."""
+        due = self.bare_since + self.fail_after
+        if self.is_down or due == inf:
+            return
+        if due > now:
+            self.alarm = due
+            self.todo.append((ALARM, self))
+            return
+        self.is_down = True
+        self.refuse(self.unavailable)
+        for pool in tuple(self.failing):
+            pool.plan(now)  # from now on somebody must try, even if nobody waits
+
+
+class Holds:
+    """Finds the leases that have lasted for ``seconds``, and tells of each once.
+
+    A look at all connections finds the next that is due; whatever is lent after it cannot be due sooner than
+    ``seconds`` later. So borrowing and returning cost nothing, and there is a look every ``seconds``, or a few more.
+    """
+
+    def __init__(self, queue: Queue, seconds: float, now: float) -> None:
+        self._queue = queue
+        self._seconds = seconds
+        self._set_alarm(now + seconds)
+
+    def _set_alarm(self, due: float) -> None:
+        self.alarm = due
+        self._queue.todo.append((ALARM, self))
+
+    def tick(self, now: float) -> None:
+        next_due = now + self._seconds
+        for slot in self._queue.open.values():
+            if slot.state is not IN_USE or slot.told == slot.since:
+                continue
+            due = slot.since + self._seconds
+            if due <= now:
+                slot.told = slot.since
+                self._queue.todo.append((HELD, slot))
+            else:
+                next_due = min(next_due, due)
+        self._set_alarm(next_due)
+
+
+class Gate:
+    """At most ``limit`` connects at a time over all pools that share it; who found it shut goes on in order."""
+
+    def __init__(self, limit: int) -> None:
+        self._free = limit
+        self._blocked: OrderedDict[Slots, None] = OrderedDict()
+
+    def enter(self, pool: Slots) -> bool:
+        if not self._free:
+            self._blocked[pool] = None
+            return False
+        self._free -= 1
+        return True
+
+    def leave(self, now: float) -> None:
+        self._free += 1
+        while self._free and self._blocked:
+            pool, _ = self._blocked.popitem(last=False)
+            pool.plan(now)  # may have no use for it any more
