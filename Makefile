@@ -6,24 +6,28 @@
 PYTHON = python3
 VENV = .venv
 BIN = $(VENV)/bin
+SECONDS = 600
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test clean venv
+.PHONY: help demo test soak clean venv package
 
 help:
 	@echo "make demo    three servers, one service name, everything goes wrong: watch what callers see"
 	@echo "make test    linters, types and all tests"
+	@echo "make soak    ten minutes of trouble (SECONDS=600), with an eye on memory and descriptors"
 	@echo "make clean   remove what these two have made"
 
 venv:
 	@$(BIN)/python -c "" 2>/dev/null || $(PYTHON) -m venv --clear --without-pip $(VENV)
 
-demo: venv
+package: venv
 	@cmp -s pyproject.toml $(VENV)/installed-test || cmp -s pyproject.toml $(VENV)/installed-demo || { \
 	    echo "installing into $(VENV)"; \
 	    $(PYTHON) -m pip --python $(BIN)/python install --quiet --editable . && \
 	    cp pyproject.toml $(VENV)/installed-demo; }
+
+demo: package
 	$(BIN)/python -m geventconnpool.demo
 
 test: venv
@@ -35,6 +39,9 @@ test: venv
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest
+
+soak: package
+	$(BIN)/python -m tests.soak $(SECONDS)
 
 clean:
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

@@ -279,11 +279,6 @@ class Engine:
             for feed in self._feeds:
                 feed.put(event)
 
-    def check_thread(self) -> None:
-        """Raise :class:`RuntimeError` in any native thread but that of the hub."""
-        if get_ident() != self.thread:
-            self.refuse_thread()
-
     def refuse_thread(self) -> NoReturn:
         """Raise: greenlets, timers and sockets belong to a hub, and a hub to its native thread."""
         raise RuntimeError(f"{self._name} belongs to the native thread {self.thread}, this is {get_ident()}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from random import Random
 from typing import Any
@@ -14,7 +15,8 @@ from geventconnpool import ClusterPool, ConnectionPool, Endpoint, PoolError, ret
 from geventconnpool.cluster import OutlierDetection, Resolution
 from tests.servers import wait_until
 
-GREENLETS, TURNS = 100, 60
+GREENLETS, CONNECTIONS, TURNS = 200, 20, 100
+SEEDS = int(os.environ.get("STORMS", "2"))  # more of them by hand
 
 
 class Connection:
@@ -93,9 +95,11 @@ def live(pool: Any, rng: Random) -> None:
     for _ in range(TURNS):
         try:
             with gevent.Timeout(rng.choice([0.001, 0.01, 0.1, 1]), False):  # type: ignore[arg-type]  # False: it ends the block in silence
-                rng.choice([borrow, borrow, by_hand, retried, collected])(pool, rng)
-        except (PoolError, OSError, LookupError):
+                rng.choices([borrow, by_hand, retried, collected, change], [40, 20, 20, 20, 1])[0](pool, rng)
+        except (OSError, LookupError):
             pass
+        except PoolError:
+            gevent.sleep(rng.choice([0, 0.001, 0.01]))
 
 
 def borrow(pool: Any, rng: Random) -> None:
@@ -132,11 +136,35 @@ def collected(pool: Any, rng: Random) -> None:
     next(cycle[0])
 
 
+def change(pool: Any, rng: Random) -> None:
+    """Have another size, or other connections, all of a sudden."""
+    size = rng.randint(1, CONNECTIONS)
+    rng.choice([pool.reset, lambda: pool.resize(size), lambda: pool.resize(CONNECTIONS, rng.randint(0, size))])()
+
+
+def options(rng: Random) -> dict[str, Any]:
+    """Return all options, such that everything happens all the time."""
+    return {
+        "keepalive": 0.01,
+        "open_timeout": 0.05,
+        "keepalive_timeout": 0.05,
+        "min_size": rng.randint(0, 4),
+        "max_idle": 0.02,
+        "max_lifetime": 0.1,
+        "max_waiting": GREENLETS * 3 // 4,
+        "lifo": rng.choice([True, False, None]),
+        "fail_after": rng.choice([None, 0.1]),
+        "hold_warning": 0.05,
+    }
+
+
 def check(pool: Any) -> None:
     """Assert that the pool is whole, and that it closes."""
     gc.collect()
     pool.is_calm = True
+    pool.reset()
     wait_until(lambda: pool.stats().in_use == 0, what=f"the return of all connections of {pool!r}")
+    wait_until(lambda: not pool._lender.engine.queue.is_down, what="a connection")
     with pool.get(timeout=10):
         pass
     for slots in pool._lender.pools():
@@ -146,7 +174,15 @@ def check(pool: Any) -> None:
     wait_until(lambda: pool.stats().opened == pool.stats().closed, what=f"the end of all connections of {pool!r}")
     assert {c.ends for c in pool.made} == {1}
     assert len(pool.made) == pool.stats().opened
-    assert (pool._lender.engine.queue.open, pool._lender.engine.queue.cut) == ({}, {})
+    queue = pool._lender.engine.queue
+    assert (queue.open, queue.cut, queue.live, queue.waiting_for_any) == ({}, {}, 0, 0)
+    add_up(pool.stats())
+
+
+def add_up(stats: Any) -> None:
+    assert (stats.open, stats.idle, stats.in_use, stats.connecting, stats.waiting) == (0, 0, 0, 0, 0)
+    assert sum(stats.discarded.values()) <= stats.closed == stats.opened
+    assert stats.gets > GREENLETS
 
 
 def storm(pool: Any, rng: Random) -> None:
@@ -169,30 +205,24 @@ def weather(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("weather")
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_a_pool_survives_a_storm(seed: int) -> None:
     pool = Pool.__new__(Pool)
     pool.rng, pool.made = Random(seed), []
-    pool.__init__(10, keepalive=0.01, open_timeout=0.05, keepalive_timeout=0.05)  # type: ignore[misc]
+    pool.__init__(CONNECTIONS, **options(pool.rng))  # type: ignore[misc]
 
     storm(pool, pool.rng)
     check(pool)
 
 
 @pytest.mark.usefixtures("weather")
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_a_cluster_survives_a_storm(seed: int) -> None:
     pool = Cluster.__new__(Cluster)
     pool.rng, pool.made = Random(seed), []
     outlier = OutlierDetection(consecutive_failures=3, base_ejection_time=0.01, max_ejection_time=0.05)
     pool.__init__(  # type: ignore[misc]
-        Fickle(pool.rng),
-        4,
-        keepalive=0.01,
-        open_timeout=0.05,
-        keepalive_timeout=0.05,
-        outlier=outlier,
-        drain_timeout=0.05,
+        Fickle(pool.rng), 4, outlier=outlier, drain_timeout=0.05, **options(pool.rng)
     )
 
     storm(pool, pool.rng)
