@@ -186,6 +186,7 @@ def add_up(stats: Any) -> None:
 
 
 def storm(pool: Any, rng: Random) -> None:
+    pool.wait(1, timeout=30)
     greenlets = [gevent.spawn(live, pool, Random(rng.random())) for _ in range(GREENLETS)]
     wait_until(lambda: any(g.ready() for g in greenlets), timeout=30, what="the first to be done")
     for greenlet in rng.sample(greenlets, GREENLETS // 10):
