@@ -38,7 +38,7 @@ class Server:
     def __init__(self) -> None:
         self._server = StreamServer(("127.0.0.1", 0), self._serve)
         self._server.start()
-        self.port: int = self._server.server_port
+        self.port = int(self._server.server_port or 0)
         self._open: set[Any] = set()
 
     def _serve(self, connection: Any, _address: object) -> None:
@@ -226,9 +226,12 @@ def run(seconds: float) -> int:
     logging.getLogger("geventconnpool").setLevel(logging.CRITICAL)
     gevent.get_hub().exception_stream = None  # GreenletExit of the killed
     failed: list[str] = []
-    gevent.get_hub().handle_error = lambda context, kind, value, tb: (  # type: ignore[method-assign]
-        failed.append(repr(value)) if kind is SystemError else None
-    )
+
+    def handle_error(context: object, type: object, value: object, tb: object) -> None:  # noqa: A002  # the hub's names
+        if type is SystemError:
+            failed.append(repr(value))
+
+    gevent.get_hub().handle_error = handle_error  # type: ignore[method-assign]
     before = sample()
     soak = Soak(seconds)
     soak.fill()

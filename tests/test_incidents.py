@@ -4,7 +4,7 @@ The incidents are those of ChatGPT (2023, redis-py #2624), SQLAlchemy #3803, psy
 asyncpg #467, ChatGPT (2024, a connection storm), pgx #1287, HikariCP #1819, eventlet #113, django-db-geventpool #45,
 Vitess #20080, httpcore #1093. Others have tests of their own: answers that reach somebody else (test_cross_talk),
 bookkeeping hit by a timeout (test_interruptions), starvation (test_pool), deadlocks in the garbage collector
-(test_forgotten), storms at the end of a lifetime and nested gets (test_options), shared sockets after forks (test_fork).
+(test_forgotten), storms at the end of lifetimes and nested gets (test_options), shared sockets after forks (test_fork).
 """
 
 from __future__ import annotations
