@@ -453,7 +453,7 @@ class Lender(ABC):
         """Wait until ``is_ready()``; have ``warm`` connections opened for that, if fewer are to be kept."""
         self.check_place()
         started = monotonic()
-        warming = self.engine.queue.warming
+        warming = self.warming
         warming.append(warm)
         try:
             self.grow(started)
@@ -467,6 +467,11 @@ class Lender(ABC):
         refusal = self.refusal()
         if refusal is not None:
             raise refusal
+
+    @property
+    @abstractmethod
+    def warming(self) -> list[int]:
+        """How many open connections somebody waits for."""
 
     @abstractmethod
     def grow(self, now: float) -> None:
@@ -536,6 +541,10 @@ class PoolLender(Lender):
 
     def owns(self, slot: Slot) -> bool:
         return slot.pool is self.slots
+
+    @property
+    def warming(self) -> list[int]:
+        return self.slots.warming
 
     def grow(self, now: float) -> None:
         self.slots.plan(now)

@@ -177,7 +177,6 @@ class Queue:
     def __init__(self, fail_after: float = inf, *, keeps_some: bool = True) -> None:
         self.waiting: OrderedDict[Waiter, None] = OrderedDict()  # leaving is O(1), wherever one stands
         self.waiting_for_any = 0  # those who want no pool in particular
-        self.warming: list[int] = []  # how many open connections others wait for
         self.todo: deque[tuple[str, Any]] = deque()
         self.news: deque[events.Event] = deque()
         self.open: dict[int, Slot] = {}  # by id(connection), which may be unhashable, until it is closed
@@ -204,12 +203,7 @@ class Queue:
 
     def wants_more(self, pool: Slots) -> bool:
         """Say whether a pool that has what it keeps at least should open one more; overridden where there are more."""
-        return pool.waiting + max(0, self.to_warm - pool.open) > pool.connecting
-
-    @property
-    def to_warm(self) -> int:
-        """How many connections there should be because somebody waits for so many."""
-        return max(self.warming, default=0)
+        return pool.shortage > 0
 
     def join(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
         """Put a waiter at the end, or ``first``; the only one makes the pools that cannot connect try again sooner."""

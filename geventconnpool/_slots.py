@@ -133,7 +133,8 @@ class Slots:
         self.connecting = 0
         self.checking = 0
         self.closing = 0
-        self.waiting = 0  # how many wait for this pool and no other
+        self.waiting = 0  # how many wait for a connection of this pool and no other
+        self.warming: list[int] = []  # and how many open ones others wait for
         self._probe_wanted = False
         self._left: frozenset[str] = frozenset()  # addresses that the endpoint had and has no longer
 
@@ -379,6 +380,12 @@ class Slots:
             return self._probe_wanted
         least = self.min_size or self.queue.is_down  # when all are down, one tries
         return len(self.slots) - self.closing < least or self.queue.wants_more(self)
+
+    @property
+    def shortage(self) -> int:
+        """How many connects more than are under way are wanted by those who wait for this pool."""
+        to_warm = max(self.warming, default=0) - self.open
+        return self.waiting + max(0, to_warm) - self.connecting
 
     def may_grow(self, now: float) -> bool:
         """Say whether a connection could be opened now, if one was wanted."""

@@ -60,7 +60,7 @@ class ClusterQueue(Queue):
 
     def wants_more(self, pool: Slots) -> bool:
         """Say whether more connect is wanted than is under way, at that endpoint or anywhere."""
-        if pool.waiting > pool.connecting:
+        if pool.shortage > 0:
             return True
         return self.members.is_eligible(pool.observer, ()) and self.members.shortage > 0
 
@@ -163,6 +163,7 @@ class Members:
         self.queue = queue
         self.alarm = inf
         self.is_shut = False
+        self.warming: list[int] = []  # how many open connections others wait for
         self.is_empty = False  # an answer named no endpoint (those that drain are the past)
         self._balancer = balancer
         self._open_pool = open_pool
@@ -244,7 +245,7 @@ class Members:
     def shortage(self) -> int:
         """How many connects more than are under way are wanted by those who wait for any endpoint."""
         available = self.available
-        to_warm = self.queue.to_warm - sum(member.pool.open for member in available)
+        to_warm = max(self.warming, default=0) - sum(member.pool.open for member in available)
         connecting = sum(member.pool.connecting for member in available)
         return self.queue.waiting_for_any + max(0, to_warm) - connecting
 

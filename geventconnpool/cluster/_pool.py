@@ -222,6 +222,10 @@ class ClusterLender(Lender):
     def closed(self) -> bool:
         return self.members.is_shut
 
+    @property
+    def warming(self) -> list[int]:
+        return self.members.warming
+
     def grow(self, now: float) -> None:
         self.members.grow(now)
 
