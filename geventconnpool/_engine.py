@@ -193,7 +193,7 @@ class Engine:
         open_timeout: float,
         keepalive_timeout: float,
         on_event: Callable[[events.Event], object] | None,
-        tells_descriptor: bool = False,
+        default_fileno: Callable[..., object],
     ) -> None:
         self.queue = queue
         self.hub = get_hub()
@@ -202,7 +202,7 @@ class Engine:
         self.hooks = weakref.ref(hooks)  # the user's pool
         self.workers: set[Worker] = set()
         self._is_abandoned = False
-        self._tells_descriptor = tells_descriptor
+        self._default_fileno = default_fileno  # asks the object, and that can be asked again at any time
         self._name = name
         self._open_timeout = open_timeout
         self._keepalive_timeout = keepalive_timeout
@@ -439,11 +439,17 @@ class Engine:
 
     def _watch(self, connection: Any, slot: Slot, hooks: Any) -> None:
         """Have the connection looked at when it has been idle, if it has a descriptor."""
+        hook = hooks._fileno
         try:
-            descriptor = self.bounded(PEER_TIMEOUT, "_fileno", slot.endpoint, hooks._fileno, connection)
-        except BaseException:  # as above
+            descriptor = self.bounded(PEER_TIMEOUT, "_fileno", slot.endpoint, hook, connection)
+        except BaseException as error:  # as above
             descriptor = None
-        slot.poller = make_poller(descriptor, asks_object=not self._tells_descriptor)
+            forget_locals(error)
+            if not isinstance(error, (HookTimeout, GreenletExit)):  # bounded() has told, or the pool is closed
+                self.queue.news.append(events.HookFailed(self._name, slot.endpoint, "_fileno", error))
+            self.pass_on_system_error(error)
+        asks_object = getattr(hook, "__func__", None) is self._default_fileno
+        slot.poller = make_poller(descriptor, asks_object=asks_object)
 
     def _start_checking(self, slot: Slot) -> None:
         failed = partial(self._conclude, slot, slot.pool.keepalive_failed)
@@ -453,7 +459,7 @@ class Engine:
         try:
             hooks: Any = self.hooks()
             self.bounded(self._keepalive_timeout, "_keepalive", slot.endpoint, hooks._keepalive, slot.connection)
-            if self._tells_descriptor:
+            if slot.poller is None or not slot.poller.asks_object:
                 self._watch(slot.connection, slot, hooks)
         except BaseException as error:
             forget_locals(error)

@@ -222,11 +222,12 @@ class Lender(ABC):
         if slot.poller is None:
             return False
         try:
-            return bool(slot.poller.has_hung_up(slot.connection))
+            has_hung_up = bool(slot.poller.has_hung_up(slot.connection))
         except BaseException:  # of a fileno() that switches
             slot.pool.pass_on(slot, monotonic())
             self.engine.act()
             raise
+        return has_hung_up or slot.state is not IN_USE  # closed with its pool while fileno() switched
 
     def _borrow_later(self, timeout: float | None) -> Slot:
         error = self.refusal() or self._unavailable()

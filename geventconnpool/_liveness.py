@@ -41,6 +41,12 @@ class Poller:
         self._poll = _poll()
         self._poll.register(descriptor, _HANG_UP or _READABLE)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the system knows the descriptor."""
+        found = self._poll.poll(0)
+        return not (found and found[0][1] & select.POLLNVAL)
+
     def has_hung_up(self, connection: Any) -> bool:
         """Say whether the connection is closed, by its peer or on our side."""
         if self.asks_object:
@@ -61,7 +67,8 @@ def make_poller(descriptor: object, *, asks_object: bool) -> Poller | None:
     if _poll is None or not _is_descriptor(descriptor):
         return None
     try:
-        return Poller(descriptor, asks_object=asks_object)  # type: ignore[arg-type]  # that is what was just looked at
+        poller = Poller(descriptor, asks_object=asks_object)  # type: ignore[arg-type]  # that was just looked at
+        return poller if poller.is_open else None  # else it is a number that means something else
     except (OSError, OverflowError, ValueError):
         return None
 
@@ -79,17 +86,19 @@ def descriptor_of(connection: Any) -> int | None:
 
 
 def _is_descriptor(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+    return type(value) is int and 0 <= value < 2**31  # neither a bool, nor what only looks like a number
 
 
 def _is_at_end(descriptor: int) -> bool:
     """Say whether all there is to read is the end."""
     twin = os.dup(descriptor)
+    is_blocking = os.get_blocking(twin)
     try:
         plain = _plain_socket(fileno=twin)
     except OSError:  # no socket
         os.close(twin)
         return False
     with plain, suppress(OSError):
+        os.set_blocking(twin, is_blocking)  # under its owner, too: a default timeout has changed that
         return bool(plain.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"")
     return False

@@ -189,7 +189,6 @@ class Options:
             raise TypeError(f"{kind.__name__} must override _new_connection")
         self.has_keepalive = kind._keepalive is not Hooks._keepalive
         self.asks_reusable = kind._is_reusable is not Hooks._is_reusable
-        self.tells_descriptor = kind._fileno is not Hooks._fileno
         self.size = _check.integer("size", size, 1)
         self.min_size = self.size if min_size is None else _check.integer("min_size", min_size, 0, self.size)
         self.max_waiting = inf if max_waiting is None else _check.integer("max_waiting", max_waiting, 0)
@@ -231,7 +230,7 @@ class Options:
             open_timeout=self.open_timeout,
             keepalive_timeout=self.keepalive_timeout,
             on_event=self.on_event,
-            tells_descriptor=self.tells_descriptor,
+            default_fileno=Hooks._fileno,
         )
 
     def make_slots(self, queue: Queue, gate: Gate, rng: Random, endpoint: Any = None) -> Slots:
