@@ -13,7 +13,7 @@ from time import monotonic
 from types import MappingProxyType, TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
-from gevent import getcurrent
+from gevent import getcurrent, reinit
 
 from geventconnpool import _check, _fork, events
 from geventconnpool._check import show
@@ -122,6 +122,7 @@ class Lender(ABC):
         """Somebody came who is not of this thread, or not of this process."""
         if stamp[0] == self._stamp:
             self.engine.refuse_thread()
+        reinit()  # idempotent; who forks without telling gevent has a hub whose thread pool hangs
         was_closed = self.closed
         self.inherited.update(self.engine.queue.open)
         _fork.bury(self.engine)

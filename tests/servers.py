@@ -189,7 +189,7 @@ class _Server:
         with open(self.directory / "log", "ab") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory,
-                preexec_fn=_die_with_parent, start_new_session=True, **identity,
+                preexec_fn=die_with_parent, start_new_session=True, **identity,
             )  # fmt: skip
         wait_until(self._has_started, what=f"{self.program} on port {self.port}")
 
@@ -311,7 +311,7 @@ token IN TXT {token}
 """
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
