@@ -26,6 +26,7 @@ from geventconnpool._queue import (
     INTERRUPTED,
     KEPT,
     NOT_REUSABLE,
+    PROVISIONAL,
     SHUT,
     TRUSTED_FOR,
     USER,
@@ -79,6 +80,16 @@ class Options(Protocol):
     min_size: int
     max_waiting: float
     hold_warning: float | None
+
+
+class State(Protocol):
+    """The slots of one pool, or the members of a cluster."""
+
+    warming: list[int]
+
+    def grow(self, now: float) -> None: ...
+    def reset(self, now: float) -> None: ...
+    def resize(self, size: int, min_size: int, now: float) -> None: ...
 
 
 class Lender(ABC):
@@ -383,7 +394,7 @@ class Lender(ABC):
                 return ERROR
             if not isinstance(exc, Exception):
                 return INTERRUPTED
-        if self._asks_reusable and slot.doomed is None and not self._is_reusable(slot):
+        if self._asks_reusable and slot.doomed in PROVISIONAL and not self._is_reusable(slot):
             return NOT_REUSABLE
         return None if exc is None else KEPT
 
@@ -455,10 +466,10 @@ class Lender(ABC):
         """Wait until ``is_ready()``; have ``warm`` connections opened for that, if fewer are to be kept."""
         self.check_place()
         started = monotonic()
-        warming = self.warming
+        warming = self.state.warming
         warming.append(warm)
         try:
-            self.grow(started)
+            self.state.grow(started)
             self.engine.act()
             is_done = self.engine.wait_until(lambda: is_ready() or self.refusal() is not None, timeout)
         finally:
@@ -472,21 +483,13 @@ class Lender(ABC):
 
     @property
     @abstractmethod
-    def warming(self) -> list[int]:
-        """How many open connections somebody waits for."""
-
-    @abstractmethod
-    def grow(self, now: float) -> None:
-        """Open what is wanted beyond what is kept."""
-
-    @abstractmethod
-    def change(self, deed: Callable[[Slots], None]) -> None:
-        """Do something to each pool, and then what follows from it."""
+    def state(self) -> State:
+        """What is borrowed from here."""
 
     def reset(self) -> None:
         self._check_open("reset")
-        now = monotonic()
-        self.change(lambda pool: pool.reset(now))
+        self.state.reset(monotonic())
+        self.engine.act()
 
     def resize(self, size: int, min_size: int | None) -> None:
         options = self.options
@@ -496,9 +499,8 @@ class Lender(ABC):
         _check.integer("min_size", min_size, 0, size)
         self._check_open("resize")
         options.size, options.min_size = size, min_size
-        self.engine.queue.keeps_some = min_size > 0
-        now = monotonic()
-        self.change(lambda pool: pool.resize(size, min_size, now))
+        self.state.resize(size, min_size, monotonic())
+        self.engine.act()
 
     def _check_open(self, verb: str) -> None:
         self.check_place()
@@ -545,15 +547,8 @@ class PoolLender(Lender):
         return slot.pool is self.slots
 
     @property
-    def warming(self) -> list[int]:
-        return self.slots.warming
-
-    def grow(self, now: float) -> None:
-        self.slots.plan(now)
-
-    def change(self, deed: Callable[[Slots], None]) -> None:
-        deed(self.slots)
-        self.engine.act()
+    def state(self) -> Slots:
+        return self.slots
 
     def shut(self) -> None:
         self.slots.shut(lambda: PoolClosed(f"{self.name} is closed"))

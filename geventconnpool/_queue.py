@@ -176,7 +176,6 @@ class Queue:
 
     def __init__(self, fail_after: float = inf, *, keeps_some: bool = True) -> None:
         self.waiting: OrderedDict[Waiter, None] = OrderedDict()  # leaving is O(1), wherever one stands
-        self.waiting_for_any = 0  # those who want no pool in particular
         self.todo: deque[tuple[str, Any]] = deque()
         self.news: deque[events.Event] = deque()
         self.open: dict[int, Slot] = {}  # by id(connection), which may be unhashable, until it is closed
@@ -212,8 +211,6 @@ class Queue:
         self.waiting.move_to_end(waiter, last=not first)
         if waiter.only is not None:
             waiter.only.waiting += 1
-        else:
-            self.waiting_for_any += 1
         if is_only:
             self.judge(now)
             for pool in tuple(self.failing):
@@ -231,8 +228,6 @@ class Queue:
         del self.waiting[waiter]
         if waiter.only is not None:
             waiter.only.waiting -= 1
-        else:
-            self.waiting_for_any -= 1
         if not self.waiting and not self.keeps_some and not self.is_down:
             self.bare_since = inf  # nobody wants any
 
@@ -247,11 +242,17 @@ class Queue:
         if self.live:
             self.bare_since = inf
             self.is_down = False
-        elif self.bare_since == inf and (self.keeps_some or self.waiting):
+        elif not (self.keeps_some or self.waiting or self.is_down):
+            self.bare_since = inf  # nobody wants any
+        elif self.bare_since == inf:
             self.bare_since = now
             if now + self.fail_after < self.alarm:
                 self.alarm = now + self.fail_after
                 self.todo.append((ALARM, self))
+
+    def planned(self, now: float) -> None:
+        """A pool has started what it could; there may be a use for others."""
+        self.judge(now)
 
     @transition
     def tick(self, now: float) -> None:

@@ -14,8 +14,12 @@ A slot is the right to have one connection. A pool has ``size`` of them; one tha
                                     ^                                              |
                                     +----error, interrupted, not reusable, doomed--+
 
-A doomed slot (its endpoint drains or is ejected, its pool is shut, its user discards it) goes to CLOSING from wherever
-it is, as soon as whoever has it lets go.
+A doomed slot (its endpoint drains or is ejected, its pool is shut or reset, its user discards it) goes to CLOSING from
+wherever it is, as soon as whoever has it lets go. Some marks are provisional: a connection that is too old, one too many,
+or drained, stays if there is no reason any more when it comes back.
+
+How many there are: ``min_size`` always; up to ``size`` while somebody waits, no more than wait; what is above
+``min_size`` goes when it was unused for ``max_idle`` seconds.
 
 Who moves a slot: the borrower's greenlet from IDLE to IN_USE and back; the worker greenlet that was told to open,
 check or close it out of CONNECTING, CHECKING and CLOSING; nobody else. A slot in one of these is never handed out.
@@ -24,7 +28,8 @@ What the shell must do (open, close, check a slot, wake a waiter, set an alarm) 
 The shell does it after the transition; nothing in it runs user code or switches while a transition is under way.
 Between two switches of greenlets these hold (style: conservation, exclusivity, no lost wake-up, no barging):
 
-* ``idle + in_use + connecting + checking + closing == len(slots) <= size``;
+* ``idle + in_use + connecting + checking + closing == len(slots) <= size`` (more after ``resize`` to a smaller size,
+  until those in use have come back);
 * a slot is idle only if nobody waits who may use it, so a borrower may take an idle one without looking at the queue;
 * a slot handed to a waiter is IN_USE from that moment; a waiter who was interrupted passes it on.
 
@@ -168,6 +173,10 @@ class Slots:
         """A pool that is always full uses all connections in turn; one that shrinks leaves the surplus alone."""
         self.lifo = self.min_size < self.size if self._order is None else self._order
         self._next: Callable[[], Slot] = self.idle.pop if self.lifo else self.idle.popleft
+        slots = sorted(self.idle, key=lambda slot: (self.lifo and slot.kept <= slot.seen, slot.alive_at))
+        self._cold = sum(slot.kept > slot.seen for slot in slots) if self.lifo else 0
+        self.idle.clear()
+        self.idle.extend(slots)
 
     @transition
     def ask(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
@@ -246,11 +255,11 @@ class Slots:
 
     def _fate(self, slot: Slot) -> str | None:
         """Return why a connection that comes back well is closed all the same; None if it is not."""
-        if slot.doomed is LIFETIME and not self._may_replace:
-            slot.doomed = None
-            self._prune_at = -inf  # it will be looked at again when others have been replaced
-        elif slot.doomed is RESIZED and self._excess <= 0:
-            slot.doomed = None
+        if slot.doomed is LIFETIME and not self._may_replace(self.open + 1):
+            slot.doomed = RESIZED  # if there are too many it goes all the same
+            self._prune_at = -inf  # else it will be looked at again when others have been replaced
+        if slot.doomed is RESIZED and self._excess + (slot.state is CONNECTING) <= 0:
+            slot.doomed = MOVED if self._has_moved(slot) else None
         return slot.doomed
 
     def _free(self, slot: Slot, now: float, *, is_unused: bool = False) -> None:
@@ -381,6 +390,10 @@ class Slots:
         least = self.min_size or self.queue.is_down  # when all are down, one tries
         return len(self.slots) - self.closing < least or self.queue.wants_more(self)
 
+    def grow(self, now: float) -> None:
+        """Open what is wanted beyond what is kept."""
+        self.plan(now)
+
     @property
     def shortage(self) -> int:
         """How many connects more than are under way are wanted by those who wait for this pool."""
@@ -430,6 +443,8 @@ class Slots:
 
     @transition
     def kept_alive(self, slot: Slot, now: float) -> None:
+        if self.open > self.min_size:
+            self._prune_at = min(self._prune_at, slot.seen + self._surplus_rests)  # it may have come to that meanwhile
         self.checking -= 1
         slot.kept = now
         slot.jitter = self._draw_jitter()
@@ -530,6 +545,7 @@ class Slots:
         if self.mode is SHUT:
             return
         self._failed_at = -inf
+        self._series = 0
         self._retire_idle(RESET)
         for slot in self.slots:
             if not slot.probe:
@@ -539,7 +555,8 @@ class Slots:
     @transition
     def resize(self, size: int, min_size: int, now: float) -> None:
         """Grow at once; shrink by what has rested longest, and if that is not enough by what comes back."""
-        self.size, self.min_size = size, min_size
+        self.size, self.min_size = size, min(min_size, size)
+        self.queue.keeps_some = self.min_size > 0
         self._set_order()
         self._prune_at = -inf
         self._trim()
@@ -586,10 +603,14 @@ class Slots:
 
     def _probe_passed(self, slot: Slot, now: float) -> None:
         slot.probe = False
+        slot.state = CHECKING  # whatever it was: no connect to be cancelled, if there are too many
         if self.observer is not None:
             self.observer.probed(None, now)  # readmits: the pool runs again, and the connection has a use
+        cause = self._fate(slot)
         if self.mode is not RUNNING:
             self._retire(slot, EJECTED)
+        elif cause is not None:
+            self._retire(slot, cause)
         elif self._has_moved(slot):
             self._retire(slot, MOVED)
         else:
@@ -642,18 +663,18 @@ class Slots:
             while self._may_check and self._check_due <= now:
                 self._check(self._remove(self._coldest()))
             self._set_alarm(now)
-        self.queue.judge(now)
+        self.queue.planned(now)
 
     @property
     def _surplus_rests(self) -> float:
         """For how long a connection above ``min_size`` may be unused, in seconds."""
         return self.max_idle if self.min_size < self.size else inf
 
-    @property
-    def _may_replace(self) -> bool:
-        """Whether an old connection may go: not too many at once, and not while none can be had instead."""
-        is_failing = self.failures and self._wants_one
-        return not is_failing and self.closing + self.connecting < self.max_connecting
+    def _may_replace(self, is_open: int) -> bool:
+        """Say whether an old connection of so many may go: not too many at once, not while none can be had instead."""
+        is_failing = self.failures and (self.connecting or self._wants_one)
+        missing = max(self.closing + self.connecting, self.min_size - is_open)
+        return not is_failing and missing < self.max_connecting
 
     def _prune(self, now: float) -> None:
         """Retire what is too old, or above ``min_size`` and unused for too long.
@@ -664,13 +685,13 @@ class Slots:
             return
         rests = self._surplus_rests
         for slot in sorted(self.idle, key=lambda slot: slot.seen):
-            if slot.expires <= now and self._may_replace:
+            if slot.expires <= now and self._may_replace(self.open):
                 self._retire(self._remove(self.idle.index(slot)), LIFETIME)
             elif slot.seen + rests <= now and self.open > self.min_size:
                 self._retire(self._remove(self.idle.index(slot)), UNUSED)
         for slot in self.slots:
-            if slot.state in (IN_USE, CHECKING) and slot.expires <= now:
-                slot.doomed = slot.doomed or LIFETIME
+            if slot.state in (IN_USE, CHECKING) and slot.doomed in (None, RESIZED) and slot.expires <= now:
+                slot.doomed = LIFETIME
         self._prune_at = self._next_prune(now)
 
     def _next_prune(self, now: float) -> float:
@@ -678,7 +699,7 @@ class Slots:
         rests = self._surplus_rests
         due = now + rests
         for slot in self.slots:
-            if slot.doomed is None and slot.connection is not None:
+            if slot.state in (IDLE, IN_USE, CHECKING) and slot.doomed in (None, RESIZED):
                 due = min(due, slot.expires)
                 if slot.state is IDLE and slot.seen + rests > now:
                     due = min(due, slot.seen + rests)

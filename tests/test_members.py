@@ -33,7 +33,7 @@ from geventconnpool._slots import Slots
 from geventconnpool.cluster import Endpoint, LeastLoaded, OutlierDetection
 from geventconnpool.cluster._members import ClusterQueue, Members
 from geventconnpool.errors import PoolClosed, PoolUnavailable
-from tests.virtual import Dice, Shell, assert_conserved, states
+from tests.virtual import Dice, Ordered, Shell, assert_conserved, states
 
 A, B, C, D = (Endpoint(name, 6379) for name in "abcd")
 REFUSED = OSError("refused")
@@ -54,8 +54,10 @@ class First:
 class Cluster:
     """Members with pools of their own, and a shell; jitter is in the middle: ejected for 1.25 s, probed after 1 s."""
 
-    def __init__(self, *endpoints, size=10, gate=64, dice=0.5, outlier=DEFAULT, balancer=None, **options):
-        self.queue = ClusterQueue()
+    def __init__(
+        self, *endpoints, size=10, gate=64, dice=0.5, outlier=DEFAULT, balancer=None, fail_after=inf, **options
+    ):
+        self.queue = ClusterQueue(fail_after, keeps_some=options.get("min_size", size) > 0)
         self.shell = Shell(self.queue)
         self.gone = []
         self.asked = []
@@ -78,6 +80,7 @@ class Cluster:
 
     def _open_pool(self, endpoint):
         pool = self.pools[endpoint] = Slots(name=f"cluster/{endpoint}", rng=Dice(), endpoint=endpoint, **self._options)
+        pool.slots = Ordered()
         return pool
 
     def __getitem__(self, endpoint):
@@ -656,6 +659,257 @@ def test_an_ejected_endpoint_is_probed_even_if_the_balancer_raises_meanwhile():
     assert cluster.members.alarm == cluster[A].until
     assert_conserved(cluster[A].pool)
     assert_conserved(cluster[C].pool)
+
+
+# -- growing -----------------------------------------------------------------------------------------------------------
+
+
+def sizes(cluster):
+    """Return the states of the pools of all endpoints, by name."""
+    return {endpoint.name: states(pool) for endpoint, pool in cluster.pools.items()}
+
+
+def test_an_endpoint_opens_no_more_than_it_keeps_at_least_while_nobody_waits():
+    cluster = filled(A, B, size=5, min_size=1)
+
+    assert sizes(cluster) == {"a": {"idle": 1}, "b": {"idle": 1}}
+
+
+def test_for_one_who_waits_one_endpoint_opens_one_connection():
+    cluster = filled(A, B, C, size=5, min_size=0)
+    cluster.ask()
+
+    assert sizes(cluster) == {"a": {"connecting": 1}, "b": {}, "c": {}}
+
+
+def test_no_more_connects_are_under_way_in_a_cluster_than_greenlets_wait():
+    cluster = filled(A, B, C, size=5, min_size=0)
+    for _ in range(4):
+        cluster.ask()
+    for member in cluster.members:
+        member.pool.plan(0.0)
+
+    assert sum(member.pool.connecting for member in cluster.members) == 4
+
+
+def test_the_balancer_chooses_among_those_that_are_eligible_and_may_grow():
+    cluster = filled(A, B, FALLBACK, size=1, min_size=0)
+    cluster.ask()
+    cluster.ask()
+
+    assert cluster.balancer.asked == [[A, B], [B]]
+    assert sizes(cluster) == {"a": {"connecting": 1}, "b": {"connecting": 1}, "c": {}}
+
+
+def test_while_the_endpoint_that_was_to_grow_cannot_another_does():
+    cluster = filled(A, B, size=5, min_size=0)
+    cluster.ask()
+    cluster.shell.refuse(cluster.opening(A)[0])
+
+    assert sizes(cluster) == {"a": {}, "b": {"connecting": 1}}
+
+
+def test_what_an_ejected_endpoint_was_to_open_is_opened_by_another():
+    cluster = filled(A, B, size=5, min_size=0, outlier=OutlierDetection(consecutive_failures=1))
+    waiter = cluster.ask()
+    cluster.shell.refuse(cluster.opening(A)[0])
+    assert cluster.state_of(A, B) == ["ejected", "active"]
+    cluster.shell.open(cluster.opening(B)[0])
+
+    assert waiter.slot.endpoint is B
+
+
+def test_while_all_endpoints_fail_each_is_tried_again_in_its_time():
+    cluster = filled(A, B, size=5, min_size=0, outlier=None)
+    cluster.ask()
+    cluster.shell.refuse(cluster.opening(A)[0])
+    cluster.shell.refuse(cluster.opening(B)[0])
+
+    assert (cluster[A].pool.alarm, cluster[B].pool.alarm) == (0.1, 0.1)
+    cluster.run_to(0.1)
+    assert [slot.endpoint for slot in cluster.shell.opening] == [A]
+
+
+def test_connects_of_endpoints_that_are_not_eligible_serve_nobody_who_waits_for_any():
+    cluster = Cluster(A, FALLBACK, size=3, min_size=1)
+    cluster.shell.open(cluster.opening(A)[0])
+    cluster.take()
+    cluster.ask()
+
+    assert sizes(cluster) == {"a": {"in use": 1, "connecting": 1}, "c": {"connecting": 1}}
+
+
+def test_for_one_who_avoids_an_endpoint_another_opens_a_connection():
+    cluster = filled(A, B, size=3, min_size=0)
+    waiter = cluster.ask(avoid=[A])
+    assert sizes(cluster) == {"a": {}, "b": {"connecting": 1}}
+    cluster.fill()
+
+    assert waiter.slot.endpoint is B
+
+
+def test_for_one_who_avoids_an_endpoint_that_is_idle_another_opens_a_connection():
+    cluster = filled(A, B, size=3, min_size=0)
+    cluster.ask()
+    cluster.fill()
+    cluster.end(cluster.shell.woken[0].slot)
+    cluster.ask(avoid=[A])
+
+    assert sizes(cluster) == {"a": {"idle": 1}, "b": {"connecting": 1}}
+
+
+def test_for_one_who_avoids_all_of_a_priority_the_next_opens_a_connection():
+    cluster = filled(A, FALLBACK, size=3, min_size=0)
+    cluster.ask(avoid=[A])
+
+    assert sizes(cluster) == {"a": {}, "c": {"connecting": 1}}
+
+
+def test_those_who_have_less_choice_do_not_wait_for_those_who_have_more():
+    cluster = filled(A, B, size=3, min_size=0)
+    anyone, picky = cluster.ask(), cluster.ask(avoid=[A])
+    assert sizes(cluster) == {"a": {"connecting": 1}, "b": {"connecting": 1}}
+    cluster.fill()
+
+    assert (anyone.slot.endpoint, picky.slot.endpoint) == (A, B)
+
+
+def test_one_connect_is_not_taken_for_two():
+    cluster = filled(A, B, size=3, min_size=0)
+    cluster.ask(avoid=[A])
+    cluster.ask()
+
+    assert sum(member.pool.connecting for member in cluster.members) == 2
+
+
+def test_who_gave_up_is_not_counted_any_more():
+    cluster = filled(A, B, size=3, min_size=0, gate=1)
+    waiter = cluster.ask()
+    for avoid in ([], [A], [B]):
+        cluster.queue.withdraw(cluster.ask(avoid=avoid))
+    cluster.fill()
+
+    assert waiter.slot.endpoint is A
+    assert sizes(cluster) == {"a": {"in use": 1}, "b": {}}
+    assert cluster.queue.avoiding == {}
+
+
+def test_who_wants_just_one_endpoint_makes_that_one_grow():
+    cluster = filled(A, B, size=3, min_size=0)
+    pinned = cluster.ask_for_one_of(B)
+    assert sizes(cluster) == {"a": {}, "b": {"connecting": 1}}
+    cluster.fill()
+
+    assert pinned.slot.endpoint is B
+
+
+def test_when_the_gate_opens_others_go_on_for_those_who_still_wait():
+    cluster = Cluster(A, B, size=1, min_size=0, gate=1)
+    waiters = [cluster.ask() for _ in range(2)]
+    cluster.fill()
+
+    assert {waiter.slot.endpoint for waiter in waiters} == {A, B}
+
+
+def test_who_waits_for_a_number_of_open_connections_makes_a_cluster_grow_to_it():
+    cluster = filled(A, B, size=5, min_size=1)
+    cluster.members.warming.append(5)
+    cluster.members.grow(0.0)
+    cluster.shell.act()
+    cluster.fill()
+
+    assert sizes(cluster) == {"a": {"idle": 4}, "b": {"idle": 1}}
+
+
+def test_every_endpoint_replaces_all_its_connections_at_a_reset():
+    cluster = filled(A, B, size=2)
+    slot = cluster.borrow(A)
+    cluster.members.reset(0.0)
+    cluster.shell.act()
+
+    assert sizes(cluster) == {"a": {"in use": 1, "closing": 1}, "b": {"closing": 2}}
+    assert slot.doomed == "reset"
+
+
+def test_a_probe_goes_on_at_a_reset():
+    cluster = filled(A, B)
+    cluster.fail(A)
+    cluster.close_all()
+    cluster.run_to(cluster[A].until)
+    (slot,) = cluster.opening(A)
+    cluster.members.reset(cluster.shell.now)
+    cluster.shell.act()
+    cluster.shell.open(slot)
+
+    assert cluster.state_of(A) == ["active"]
+    assert slot.state == "idle"
+
+
+def test_every_endpoint_is_resized():
+    cluster = filled(A, B, size=3)
+    cluster.members.resize(2, 1, 0.0)
+    cluster.shell.act()
+
+    assert sizes(cluster) == {"a": {"idle": 2, "closing": 1}, "b": {"idle": 2, "closing": 1}}
+    assert [(m.pool.size, m.pool.min_size, m.pool.lifo) for m in cluster.members] == [(2, 1, True)] * 2
+
+
+def test_a_probe_that_is_passed_while_there_are_too_many_connections_is_one_too_many():
+    cluster = filled(A, B, size=2)
+    cluster.borrow(A)
+    cluster.fail(A)
+    cluster.close_all()
+    cluster.run_to(cluster[A].until)
+    (slot,) = cluster.opening(A)
+    cluster.members.resize(1, 1, cluster.shell.now)
+    cluster.shell.open(slot)
+
+    assert cluster.state_of(A) == ["active"]
+    assert sizes(cluster)["a"] == {"in use": 1, "closing": 1}
+    assert cluster.shell.cancelled == []
+
+
+def test_a_cluster_is_down_when_no_endpoint_has_had_a_connection_for_fail_after_seconds():
+    cluster = Cluster(A, B, size=1, fail_after=10.0)
+    cluster.shell.open(cluster.opening(B)[0])
+    cluster.run_to(20.0)
+    waiter = cluster.ask()
+    before = cluster.queue.is_down
+    cluster.end(waiter.slot, ERROR)
+    last = cluster.ask()
+    cluster.run_to(30.0)
+
+    assert (before, cluster.queue.is_down) == (False, True)
+    assert last.error is not None
+
+
+def test_a_cluster_without_any_endpoint_is_down_after_fail_after_seconds():
+    cluster = Cluster(fail_after=10.0)
+    waiter = cluster.ask()
+    cluster.run_to(10.0)
+
+    assert cluster.queue.is_down
+    assert waiter.error is not None
+
+
+def test_a_cluster_is_bare_from_when_its_last_calls_were_cut():
+    cluster = filled(A, B, size=1, fail_after=10.0)
+    cluster.borrow(A)
+    cluster.end(cluster.borrow(B), ERROR)
+    cluster.close_all()
+    cluster.update(B)
+    cluster.run_to(30.0)
+
+    assert (cluster.queue.live, cluster.queue.bare_since) == (0, 30.0)
+
+
+def test_what_leads_to_an_address_that_left_is_replaced_at_once_if_there_is_room():
+    before, after = Endpoint("a", 6379, ("10.0.0.1",)), Endpoint("a", 6379, ("10.0.0.2",))
+    cluster = Cluster(before, size=2, min_size=1)
+    cluster.shell.open(cluster.opening(before)[0], "10.0.0.1")
+    cluster.update(after)
+
+    assert states(cluster[after].pool) == {"closing": 1, "connecting": 1}
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------
@@ -1309,7 +1563,8 @@ class Watchful:
 
     def choose(self, candidates, now):
         assert candidates
-        assert all(candidate.pool.idle for candidate in candidates)
+        lends = all(candidate.pool.idle for candidate in candidates)
+        assert lends or all(candidate.pool.may_grow(now) for candidate in candidates)
         assert all(candidate.state == "active" for candidate in candidates)
         assert len({candidate.endpoint.priority for candidate in candidates}) == 1
         return self._balancer.choose(candidates, now)
@@ -1320,15 +1575,23 @@ class Life(RuleBasedStateMachine):
 
     @initialize(
         size=st.integers(1, 3),
+        least=st.integers(0, 3),
         keepalive=st.sampled_from([0.0, 3.0]),
+        max_idle=st.sampled_from([inf, 5.0]),
+        max_lifetime=st.sampled_from([inf, 20.0]),
+        fail_after=st.sampled_from([inf, 6.0]),
         gate=st.integers(1, 6),
         failures=st.integers(1, 2),
         seed=st.integers(0, 3),
         answer=answers,
     )
-    def begin(self, size, keepalive, gate, failures, seed, answer):
+    def begin(self, size, least, keepalive, max_idle, max_lifetime, fail_after, gate, failures, seed, answer):
         self.cluster = Cluster(
             size=size,
+            min_size=min(size, least),
+            max_idle=max_idle,
+            max_lifetime=max_lifetime,
+            fail_after=fail_after,
             gate=gate,
             keepalive=keepalive,
             has_keepalive=bool(keepalive),
@@ -1345,6 +1608,9 @@ class Life(RuleBasedStateMachine):
         self.handed = {}  # when a waiter got it
         self.served = 0
         self.all_pools = []
+        self.gate = gate
+        self.allowed = {}  # how many slots a pool may have, if there were more when it was made smaller
+        self.old = set()  # slots from before a reset
         self.was_available = False
         open_pool = self.members._open_pool
 
@@ -1374,12 +1640,15 @@ class Life(RuleBasedStateMachine):
             self.waiting.remove(waiter)
             if waiter.slot is not None:
                 pool = waiter.slot.pool
+                assert waiter.slot not in self.old, "from before a reset"
                 assert waiter.only in (None, pool)
                 assert not [w for w in older if pool in self.may_use(w)], "first come, first served"
                 assert waiter.slot not in self.held, "lent twice"
                 self.held.append(waiter.slot)
                 self.handed[waiter.slot] = self.shell.now
         self.served = len(self.shell.woken)
+        for pool in self.all_pools:
+            self.allowed[pool] = max(pool.size, min(self.allowed.get(pool, 0), len(pool.slots)))
 
     def pick(self, items, number):
         return items[number % len(items)]
@@ -1421,11 +1690,12 @@ class Life(RuleBasedStateMachine):
             return
         assert slot.pool in self.eligible(avoid)
         assert slot not in self.held, "lent twice"
+        assert slot not in self.old, "from before a reset"
         assert not [w for w in self.waiting if slot.pool in self.may_use(w)], "barged in"
         self.held.append(slot)
 
     @rule(avoid=avoided)
-    @precondition(lambda self: not self.members.is_empty)
+    @precondition(lambda self: not self.members.is_empty and not self.queue.is_down)
     def ask(self, avoid):
         waiter = Waiter(self.shell.now, avoid=frozenset(avoid))
         self.waiting.append(waiter)
@@ -1434,7 +1704,7 @@ class Life(RuleBasedStateMachine):
         self.handed.pop(waiter.slot, None)  # got it at once, so there was no wait to be interrupted
 
     @rule(number=st.integers(0, 99))
-    @precondition(lambda self: len(self.members) > 0)
+    @precondition(lambda self: len(self.members) > 0 and not self.queue.is_down)
     def ask_for_one(self, number):
         pool = self.pick(list(self.members), number).pool
         waiter = Waiter(self.shell.now, only=pool)
@@ -1523,6 +1793,34 @@ class Life(RuleBasedStateMachine):
             self.act()
 
     @rule()
+    def reset(self):
+        self.members.reset(self.shell.now)
+        for member in self.members:
+            self.old.update(slot for slot in member.pool.slots if not slot.probe)
+        self.act()
+        self.old -= {slot for slot in self.shell.opening if slot.doomed is None}
+
+    @rule(size=st.integers(1, 3), least=st.integers(0, 3))
+    def resize(self, size, least):
+        self.cluster._options.update(size=size, min_size=min(size, least))
+        for pool in self.all_pools:
+            self.allowed[pool] = max(self.allowed[pool], len(pool.slots))
+        self.members.resize(size, min(size, least), self.shell.now)
+        self.act()
+
+    @rule(count=st.integers(1, 6))
+    @precondition(lambda self: not self.members.warming)
+    def warm(self, count):
+        self.members.warming.append(count)
+        self.members.grow(self.shell.now)
+        self.act()
+
+    @rule()
+    @precondition(lambda self: self.members.warming)
+    def cool(self):
+        self.members.warming.clear()
+
+    @rule()
     def all_goes_well(self):
         self.shell.settle_down()
         self.act()
@@ -1540,7 +1838,8 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def every_slot_is_in_one_state(self):
         for pool in self.all_pools:
-            assert_conserved(pool)
+            assert_conserved(pool, at_most=self.allowed[pool])
+        assert self.queue.live == sum(pool.open for pool in self.all_pools)
         slots = [slot for pool in self.all_pools for slot in pool.slots]
         for state, jobs in [
             (CONNECTING, self.shell.opening),
@@ -1587,7 +1886,7 @@ class Life(RuleBasedStateMachine):
                 assert member.until == inf
             elif member.state == "ejected" and member.is_probing:
                 under_way = [s for s in self.shell.opening + self.shell.checking if s.pool is member.pool and s.probe]
-                assert under_way or len(member.pool.slots) == member.pool.size or self.shell.opening
+                assert under_way or len(member.pool.slots) >= member.pool.size or self.shell.opening
             else:
                 assert self.members.alarm <= member.until
                 assert (self.members.alarm, self.members) in self.shell.alarms
@@ -1599,8 +1898,8 @@ class Life(RuleBasedStateMachine):
             pool = member.pool
             if member.state != "active":
                 continue
-            if pool.failures and len(pool.slots) < pool.size and not pool.connecting and not self.shell.opening:
-                assert pool.alarm <= max(now, pool._failed_at) + (5.0 if self.waiting else 30.0)
+            if pool.failures and pool._wants_one and not pool.connecting and not self.shell.opening:
+                assert pool.alarm <= max(now, pool.retry_at)
             if pool.keepalive and not pool.checking:
                 assert all(pool.alarm <= slot.alive_at + pool.keepalive for slot in pool.idle)
 
@@ -1608,8 +1907,30 @@ class Life(RuleBasedStateMachine):
     def free_capacity_is_used(self):
         for member in self.members:
             pool = member.pool
-            if member.state == "active" and not pool.failures and len(pool.slots) < pool.size:
-                assert self.shell.opening, "something fills the gate, or this would be connecting"
+            if member.state != "active" or pool.failures or len(pool.slots) >= pool.size:
+                continue
+            if pool.open + pool.connecting < pool.min_size:
+                assert len(self.shell.opening) == self.gate, "something fills the gate, or this would be connecting"
+
+    @invariant()
+    def nobody_waits_in_vain(self):
+        for waiter in self.waiting:
+            pools = self.may_use(waiter)
+            if len(self.shell.opening) == self.gate or any(pool.connecting for pool in pools):
+                continue
+            pools = [pool for pool in pools if pool.mode is RUNNING and len(pool.slots) < pool.size]
+            assert all(pool.failures for pool in pools)
+            assert all(pool.alarm <= pool.retry_at for pool in pools)
+
+    @invariant()
+    def it_is_known_since_when_there_is_none(self):
+        queue = self.queue
+        if queue.live:
+            assert (queue.bare_since, queue.is_down) == (inf, False)
+        elif queue.waiting or queue.keeps_some:
+            assert queue.bare_since <= self.shell.now
+            assert queue.is_down or queue.fail_after == inf or queue.alarm <= queue.bare_since + queue.fail_after
+        assert not (queue.is_down and self.waiting)
 
     @invariant()
     def connections_lead_where_they_should(self):

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import invariant, precondition, rule
 
 from geventconnpool import _queue, events
 from geventconnpool._queue import (
@@ -23,15 +23,18 @@ from geventconnpool._queue import (
     IN_USE,
     INTERRUPTED,
     KEPT,
+    MOVED,
     NOT_REUSABLE,
     USER,
     Gate,
     Queue,
+    Slot,
     Waiter,
 )
 from geventconnpool._slots import Slots
 from geventconnpool.errors import PoolClosed
-from tests.virtual import Connection, Dice, Shell, assert_conserved, states
+from tests.life import Life
+from tests.virtual import Bench, Connection, Dice, Shell, assert_conserved, states
 
 
 def make(size=1, *, queue=None, gate=None, dice=1.0, **options):
@@ -815,6 +818,929 @@ def test_a_connection_under_keepalive_to_an_address_that_left_is_retired_after_i
     assert states(pool) == {"closing": 1}
 
 
+# -- growing -----------------------------------------------------------------------------------------------------------
+
+
+def wait_for(pool, shell, count=1):
+    """Have greenlets come to wait, and carry out what that leads to."""
+    waiters = [ask(pool, shell) for _ in range(count)]
+    shell.act()
+    return waiters
+
+
+def borrowed(pool, count):
+    return [pool.take(0.0) for _ in range(count)]
+
+
+def test_a_pool_opens_no_more_than_it_keeps_at_least_while_nobody_waits():
+    pool, shell = filled(10, min_size=2)
+    shell.run_to(1000.0)
+
+    assert states(pool) == {"idle": 2}
+
+
+def test_who_waits_makes_a_pool_grow():
+    pool, shell = filled(10, min_size=2)
+    borrowed(pool, 2)
+    (waiter,) = wait_for(pool, shell)
+    assert states(pool) == {"in use": 2, "connecting": 1}
+    shell.open(shell.opening[0])
+
+    assert waiter.slot is not None
+    assert states(pool) == {"in use": 3}
+
+
+def test_a_pool_with_min_size_0_opens_nothing_until_somebody_waits():
+    pool, shell = filled(3, min_size=0)
+    before = states(pool)
+    wait_for(pool, shell)
+
+    assert (before, states(pool)) == ({}, {"connecting": 1})
+
+
+def test_no_more_connects_are_under_way_than_greenlets_wait():
+    pool, shell = filled(10, min_size=0, max_connecting=8)
+    wait_for(pool, shell, 3)
+    pool.plan(shell.now)
+
+    assert states(pool) == {"connecting": 3}
+
+
+def test_a_pool_grows_by_at_most_max_connecting_at_a_time():
+    pool, shell = filled(10, min_size=0, max_connecting=4)
+    wait_for(pool, shell, 7)
+    before = states(pool)
+    shell.open(shell.opening[0])
+
+    assert (before, states(pool)) == ({"connecting": 4}, {"connecting": 4, "in use": 1})
+
+
+def test_a_pool_grows_up_to_its_size():
+    pool, shell = filled(3, min_size=1)
+    borrowed(pool, 1)
+    wait_for(pool, shell, 5)
+    shell.settle_down()
+
+    assert states(pool) == {"in use": 3}
+    assert len(pool.queue.waiting) == 3
+
+
+def test_while_connects_fail_a_pool_grows_one_at_a_time():
+    pool, shell = filled(10, min_size=0)
+    wait_for(pool, shell, 3)
+    for slot in list(shell.opening):
+        shell.refuse(slot)
+    before = states(pool)
+    shell.run_to(1.0)
+    assert (before, states(pool)) == ({}, {"connecting": 1})
+    shell.open(shell.opening[0])
+
+    assert states(pool) == {"in use": 1, "connecting": 2}
+
+
+def test_those_who_gave_up_are_served_by_no_further_connect():
+    pool, shell = filled(10, min_size=0, max_connecting=1)
+    first, second, third = wait_for(pool, shell, 3)
+    pool.queue.withdraw(second)
+    pool.queue.withdraw(third)
+    shell.settle_down()
+
+    assert first.slot is not None
+    assert (states(pool), pool.opened_total) == ({"in use": 1}, 1)
+
+
+def test_a_connect_that_nobody_waits_for_any_more_is_not_tried_again():
+    pool, shell = filled(10, min_size=0)
+    (waiter,) = wait_for(pool, shell)
+    pool.queue.withdraw(waiter)
+    shell.refuse(shell.opening[0])
+    shell.run_to(1000.0)
+
+    assert (states(pool), pool.open_errors) == ({}, 1)
+
+
+def test_a_connect_that_nobody_waits_for_any_more_is_kept_when_it_is_open():
+    pool, shell = filled(10, min_size=0)
+    (waiter,) = wait_for(pool, shell)
+    pool.queue.withdraw(waiter)
+    shell.open(shell.opening[0])
+
+    assert states(pool) == {"idle": 1}
+
+
+def test_who_is_served_by_a_return_needs_no_further_connect():
+    pool, shell = filled(3, min_size=1)
+    (slot,) = borrowed(pool, 1)
+    (waiter,) = wait_for(pool, shell)
+    shell.end(slot)
+    shell.open(shell.opening[0])
+
+    assert waiter.slot is slot
+    assert states(pool) == {"in use": 1, "idle": 1}
+
+
+def test_a_full_pool_replaces_a_broken_connection_when_it_is_closed():
+    pool, shell = filled(2)
+    shell.end(pool.take(0.0), ERROR)
+    before = states(pool)
+    shell.close(shell.closing[0])
+
+    assert (before, states(pool)) == ({"idle": 1, "closing": 1}, {"idle": 1, "connecting": 1})
+
+
+def test_a_pool_below_its_size_replaces_a_broken_connection_while_that_is_still_closing():
+    pool, shell = filled(3, min_size=2)
+    shell.end(pool.take(0.0), ERROR)
+
+    assert states(pool) == {"idle": 1, "closing": 1, "connecting": 1}
+
+
+def test_a_broken_connection_above_min_size_is_not_replaced():
+    pool, shell = filled(3, min_size=1)
+    borrowed(pool, 1)
+    (waiter,) = wait_for(pool, shell)
+    shell.settle_down()
+    shell.end(waiter.slot, ERROR)
+    shell.settle_down()
+
+    assert states(pool) == {"in use": 1}
+
+
+def test_who_waits_for_a_number_of_open_connections_makes_a_pool_grow_to_it():
+    pool, shell = filled(5, min_size=1)
+    pool.warming += [3, 2]
+    pool.plan(0.0)
+    shell.act()
+    assert states(pool) == {"idle": 1, "connecting": 2}
+    shell.settle_down()
+
+    assert states(pool) == {"idle": 3}
+
+
+def test_who_waits_for_open_connections_adds_to_those_who_wait_to_borrow():
+    pool, shell = filled(6, min_size=1, max_connecting=6)
+    borrowed(pool, 1)
+    pool.warming.append(3)
+    wait_for(pool, shell, 2)
+
+    assert states(pool) == {"in use": 1, "connecting": 4}
+
+
+# -- shrinking ---------------------------------------------------------------------------------------------------------
+
+
+def grown(size, *, min_size, to=None, **options):
+    """Return a pool of which somebody needed ``to`` connections, and now nobody does; and its shell."""
+    pool, shell = filled(size, min_size=min_size, **options)
+    pool.warming.append(size if to is None else to)
+    pool.plan(shell.now)
+    shell.act()
+    shell.settle_down()
+    pool.warming.clear()
+    return pool, shell
+
+
+def test_what_is_above_min_size_and_not_used_for_max_idle_is_closed():
+    pool, shell = grown(5, min_size=2, max_idle=60.0)
+    shell.run_to(59.9)
+    before = states(pool)
+    shell.run_to(60.0)
+
+    assert (before, states(pool)) == ({"idle": 5}, {"idle": 2, "closing": 3})
+    assert shell.polite == shell.closing
+    assert pool.discarded == dict.fromkeys(CAUSES, 0) | {"idle": 3}
+
+
+def test_a_pool_with_min_size_0_closes_all_that_is_not_used():
+    pool, shell = grown(3, min_size=0, max_idle=60.0)
+    shell.run_to(60.0)
+    shell.settle_down()
+    shell.run_to(1000.0)
+
+    assert states(pool) == {}
+
+
+def test_a_pool_that_is_always_full_closes_nothing_for_want_of_use():
+    pool, shell = filled(3, max_idle=60.0)
+    shell.run_to(1000.0)
+
+    assert (states(pool), shell.alarms) == ({"idle": 3}, [])
+
+
+def test_what_is_in_use_counts_for_min_size():
+    pool, shell = grown(5, min_size=2, max_idle=60.0)
+    borrowed(pool, 2)
+    shell.run_to(60.0)
+
+    assert states(pool) == {"in use": 2, "closing": 3}
+
+
+@pytest.mark.parametrize("lifo", [True, False])
+def test_what_was_not_used_for_longest_goes_first(lifo):
+    pool, shell = grown(3, min_size=2, max_idle=60.0, lifo=lifo)
+    one, two, three = borrowed(pool, 3)
+    for now, slot in [(10.0, two), (20.0, one), (30.0, three)]:
+        shell.run_to(now)
+        shell.end(slot)
+    shell.run_to(70.0)
+
+    assert shell.closing == [two]
+    assert {*pool.idle} == {one, three}
+
+
+@pytest.mark.parametrize("lifo", [True, False])
+def test_a_keepalive_is_no_use(lifo):
+    pool, shell = grown(2, min_size=1, max_idle=60.0, keepalive=25.0, lifo=lifo)
+    used, other = borrowed(pool, 2)
+    shell.run_to(1.0)
+    shell.end(other)
+    shell.run_to(2.0)
+    shell.end(used)
+    for now in [26.0, 27.0, 51.0, 52.0]:
+        shell.run_to(now)
+        shell.settle_down()
+    shell.run_to(61.0)
+
+    assert (other.kept, other.seen) == (51.0, 1.0)
+    assert shell.closing == [other]
+
+
+def test_a_connection_that_is_used_now_and_then_stays():
+    pool, shell = grown(2, min_size=1, max_idle=60.0)
+    for _ in range(20):
+        shell.run_to(shell.now + 30.0)
+        slot = pool.take(shell.now)
+        shell.end(slot)
+        shell.settle_down()
+
+    assert list(pool.idle) == [slot]
+    assert pool.opened_total == 2
+
+
+def test_what_comes_back_rests_for_max_idle_from_then_on():
+    pool, shell = grown(2, min_size=1, max_idle=60.0)
+    slot, other = borrowed(pool, 2)
+    shell.run_to(45.0)
+    shell.end(other)
+    shell.run_to(50.0)
+    shell.end(slot)
+    shell.run_to(104.9)
+    before = list(shell.closing)
+    shell.run_to(105.0)
+
+    assert (before, shell.closing) == ([], [other])
+
+
+def test_what_has_rested_for_long_enough_when_its_keepalive_ends_is_closed_then():
+    pool, shell = grown(2, min_size=1, max_idle=60.0, keepalive=59.0)
+    other = pool.take(0.0)
+    shell.run_to(30.0)
+    shell.end(other)
+    shell.run_to(61.0)
+    (slot,) = shell.checking
+    shell.answer(slot)
+
+    assert slot is not other
+    assert shell.closing == [slot]
+
+
+# -- age ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dice", "due"), [(1.0, 100.0), (0.5, 87.5), (0.0, 75.0)])
+def test_a_connection_lives_for_its_lifetime_less_up_to_a_quarter(dice, due):
+    pool, shell = filled(1, max_lifetime=100.0, dice=dice)
+    shell.run_to(due - 0.001)
+    before = states(pool)
+    shell.run_to(due)
+
+    assert (before, states(pool)) == ({"idle": 1}, {"closing": 1})
+    assert shell.polite == shell.closing
+    assert pool.discarded == dict.fromkeys(CAUSES, 0) | {"lifetime": 1}
+
+
+def test_a_connection_that_was_too_old_is_replaced():
+    pool, shell = filled(1, max_lifetime=100.0)
+    shell.run_to(100.0)
+    shell.settle_down()
+    shell.run_to(199.9)
+    before = states(pool)
+    shell.run_to(200.0)
+
+    assert (before, states(pool)) == ({"idle": 1}, {"closing": 1})
+
+
+@pytest.mark.parametrize("max_connecting", [1, 4])
+def test_old_age_interrupts_no_user_and_is_seen_to_at_the_return(max_connecting):
+    pool, shell = filled(1, max_lifetime=100.0, max_connecting=max_connecting)
+    slot = pool.take(0.0)
+    shell.run_to(150.0)
+    before = (slot.state, slot.doomed)
+    shell.end(slot)
+
+    assert before == (IN_USE, "lifetime")
+    assert (shell.polite, pool.discarded["lifetime"]) == ([slot], 1)
+
+
+def test_an_old_connection_whose_call_failed_is_aborted_for_that():
+    pool, shell = filled(1, max_lifetime=100.0)
+    slot = pool.take(0.0)
+    shell.run_to(150.0)
+    shell.end(slot, ERROR)
+
+    assert (shell.closing, shell.polite) == ([slot], [])
+    assert (pool.discarded["error"], pool.discarded["lifetime"]) == (1, 0)
+
+
+def test_a_connection_that_grows_old_under_keepalive_goes_after_it():
+    pool, shell = filled(1, max_lifetime=100.0, keepalive=99.5)
+    shell.run_to(100.0)
+    before = states(pool)
+    shell.answer(shell.checking[0])
+
+    assert (before, states(pool)) == ({"checking": 1}, {"closing": 1})
+
+
+def test_at_most_max_connecting_are_replaced_for_their_age_at_once():
+    pool, shell = filled(10, max_lifetime=100.0, max_connecting=3)
+    shell.run_to(100.0)
+    assert states(pool) == {"idle": 7, "closing": 3}
+    shell.close(shell.closing[0])
+    assert states(pool) == {"idle": 7, "closing": 2, "connecting": 1}
+    shell.open(shell.opening[0])
+
+    assert states(pool) == {"idle": 7, "closing": 3}
+
+
+def test_one_that_came_back_too_old_while_enough_are_replaced_is_looked_at_again():
+    pool, shell = filled(2, max_lifetime=100.0, max_connecting=1)
+    slot = pool.take(0.0)
+    shell.run_to(100.0)
+    (first,) = shell.closing
+    shell.end(slot)
+    assert (slot.state, slot.doomed) == (IDLE, None)
+    shell.close(first)
+    assert slot.state is IDLE
+    shell.open(shell.opening[0])
+
+    assert shell.closing == [slot]
+
+
+def test_nothing_goes_for_its_age_while_connects_fail():
+    pool, shell = filled(3, max_lifetime=100.0)
+    shell.run_to(50.0)
+    shell.end(pool.take(50.0), ERROR)
+    shell.close(shell.closing[0])
+    shell.refuse(shell.opening[0])
+    while shell.now < 200.0:
+        shell.run_to(shell.now + 10.0)
+        for slot in list(shell.opening):
+            shell.refuse(slot)
+    assert (states(pool), pool.discarded["lifetime"]) == ({"idle": 2}, 0)
+    shell.run_to(300.0)
+    shell.open(shell.opening[0])
+
+    assert states(pool) == {"idle": 1, "closing": 2}
+
+
+def test_a_pool_that_connects_without_end_has_an_alarm_for_age_only():
+    pool, shell = filled(2, max_lifetime=100.0)
+
+    assert pool.alarm == 100.0
+    assert shell.alarms == [(100.0, pool)]
+
+
+# -- the order of use --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("min_size", "lifo", "is_lifo"),
+    [(3, None, False), (2, None, True), (0, None, True), (3, True, True), (2, False, False)],
+)
+def test_a_pool_that_shrinks_is_last_in_first_out_unless_it_is_told_otherwise(min_size, lifo, is_lifo):
+    assert make(3, min_size=min_size, lifo=lifo).lifo is is_lifo
+
+
+def test_last_in_first_out_the_connection_that_came_back_last_is_lent_first():
+    pool, shell = filled(3, lifo=True)
+    one, two, three = borrowed(pool, 3)
+    for slot in [two, three, one]:
+        shell.end(slot)
+
+    assert borrowed(pool, 3) == [one, three, two]
+
+
+def test_last_in_first_out_the_surplus_is_left_alone():
+    pool, shell = grown(5, min_size=1, max_idle=60.0)
+    slots = set()
+    for _ in range(59):
+        shell.run_to(shell.now + 1.0)
+        slot = pool.take(shell.now)
+        slots.add(slot)
+        shell.end(slot)
+    shell.run_to(60.0)
+
+    assert len(slots) == 1
+    assert states(pool) == {"idle": 1, "closing": 4}
+
+
+def test_last_in_first_out_what_was_kept_alive_goes_behind_what_was_used():
+    pool, shell = filled(8, lifo=True, keepalive=10.0)
+    slots = list(pool.idle)
+    hot = pool.take(0.0)
+    shell.run_to(5.0)
+    shell.end(hot)
+    shell.run_to(10.0)
+    shell.settle_down()
+
+    assert slots[-1] is hot
+    assert list(pool.idle) == [*slots[:-1], hot]
+    assert [slot.kept for slot in pool.idle] == [10.0] * 7 + [0.0]
+
+
+def test_last_in_first_out_the_oldest_sign_of_life_decides_what_is_kept_alive_next():
+    pool, shell = filled(4, lifo=True, keepalive=10.0)
+    one, two, three, four = borrowed(pool, 4)
+    for now, slot in [(1.0, one), (2.0, two), (8.0, three), (9.0, four)]:
+        shell.run_to(now)
+        shell.end(slot)
+    kept = []
+    while shell.now < 29.0:
+        shell.run_to(min(at for at, _ in shell.alarms))
+        kept += [(shell.now, slot) for slot in shell.checking]
+        shell.settle_down()
+
+    assert kept == [
+        (11.0, one), (12.0, two), (18.0, three), (19.0, four), (21.0, one), (22.0, two), (28.0, three), (29.0, four),
+    ]  # fmt: skip
+
+
+def test_last_in_first_out_a_kept_alive_connection_that_is_used_is_hot_again():
+    pool, shell = filled(3, lifo=True, keepalive=10.0)
+    shell.run_to(10.0)
+    shell.settle_down()
+    slots = borrowed(pool, 3)
+    shell.run_to(12.0)
+    for slot in slots:
+        shell.end(slot)
+    shell.run_to(22.0)
+    (checked,) = shell.checking
+
+    assert checked is slots[0]
+    assert pool.take(22.0) is slots[2]
+
+
+def test_last_in_first_out_an_unused_connection_is_passed_on_to_where_it_was():
+    pool, shell = filled(3, lifo=True, keepalive=10.0)
+    cold = pool.idle[0]
+    shell.run_to(10.0)
+    shell.answer(cold)
+    shell.settle_down()
+    order = list(pool.idle)
+    slots = borrowed(pool, 3)
+    for slot in reversed(slots):
+        pool.pass_on(slot, 10.0)
+
+    assert list(pool.idle) == order
+
+
+def test_a_pool_that_becomes_one_that_shrinks_lends_what_was_used_last():
+    pool, shell = filled(3, keepalive=10.0)
+    used, *others = borrowed(pool, 3)
+    for slot in others:
+        shell.end(slot)
+    shell.run_to(9.0)
+    shell.end(used)
+    shell.run_to(10.0)
+    shell.settle_down()
+    assert list(pool.idle) == [used, *others]
+    pool.resize(4, 2, 10.0)
+
+    assert list(pool.idle) == [*others, used]
+    assert pool.take(10.0) is used
+
+
+def test_a_pool_that_becomes_one_that_is_always_full_lends_the_oldest_sign_of_life():
+    pool, shell = filled(4, min_size=3, keepalive=10.0)
+    used, *others = borrowed(pool, 3)
+    for slot in others:
+        shell.end(slot)
+    shell.run_to(9.0)
+    shell.end(used)
+    shell.run_to(10.0)
+    shell.settle_down()
+    assert list(pool.idle) == [*others, used]
+    pool.resize(3, 3, 10.0)
+
+    assert list(pool.idle) == [used, *others]
+
+
+# -- is it still there? ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("silent", "is_suspect"), [(0.999, False), (1.0, True), (50.0, True)])
+def test_a_connection_that_was_silent_for_a_second_is_suspect(silent, is_suspect):
+    pool, _ = filled(1)
+    (slot,) = pool.idle
+
+    assert slot.is_suspect(silent) is is_suspect
+
+
+def test_a_keepalive_clears_a_connection_of_suspicion():
+    pool, shell = filled(1, keepalive=10.0)
+    shell.run_to(10.0)
+    shell.settle_down()
+    (slot,) = pool.idle
+
+    assert slot.is_suspect(10.5) is False
+
+
+def test_nothing_is_suspect_for_troubles_before_its_last_sign_of_life():
+    pool, shell = started(2)
+    shell.now = 1.0
+    shell.refuse(shell.opening[0])
+    shell.open(shell.opening[0])
+    (slot,) = pool.idle
+
+    assert pool.trouble_at == 1.0
+    assert slot.is_suspect(1.5) is False
+
+
+def trouble(pool, shell, what):
+    """At 0.5: a connect, a keepalive or a call fails, a call is interrupted, or a connection is found closed."""
+    slot = pool.take(0.0)
+    shell.now = 0.5
+    if what == "connect":
+        shell.end(slot, INTERRUPTED)
+        shell.close(slot)
+        shell.refuse(shell.opening[0])
+    elif what == "keepalive":
+        shell.end(slot)
+        shell.run_to(1.0)
+        shell.hang_up(shell.checking[0])
+    elif what == "hung up":
+        pool.hung_up(slot, 0.5)
+    else:
+        shell.end(slot, what)
+
+
+@pytest.mark.parametrize(
+    ("what", "at"),
+    [("connect", 0.5), ("keepalive", 1.0), (ERROR, 0.5), ("hung up", 0.5)]
+    + [(verdict, -inf) for verdict in (INTERRUPTED, NOT_REUSABLE, USER, KEPT, None)],
+)
+def test_a_connection_is_suspect_when_something_failed_since_its_last_sign_of_life(what, at):
+    pool, shell = filled(2, keepalive=1.0 if what == "keepalive" else 0.0)
+    other = pool.idle[1]
+    trouble(pool, shell, what)
+
+    assert pool.trouble_at == at
+    assert other.is_suspect(shell.now) is (what == "keepalive" or at == 0.5)
+
+
+def test_a_connection_that_is_found_closed_is_stale_and_replaced():
+    pool, shell = filled(1)
+    slot = pool.take(5.0)
+    pool.hung_up(slot, 5.0)
+    shell.act()
+    assert (shell.closing, shell.polite) == ([slot], [])
+    shell.close(slot)
+
+    assert pool.discarded == dict.fromkeys(CAUSES, 0) | {"stale": 1}
+    assert shell.news[-1] == events.ConnectionClosed("pool", None, "stale")
+    assert (states(pool), pool.trouble_at) == ({"connecting": 1}, 5.0)
+
+
+def test_a_connection_that_was_cut_is_not_found_closed():
+    pool, shell = filled(1)
+    slot = pool.take(5.0)
+    pool.shut(closed)
+    pool.cut()
+    pool.hung_up(slot, 5.0)
+    shell.act()
+
+    assert pool.discarded["stale"] == 0
+    assert (states(pool), pool.queue.cut) == ({"closing": 1}, {})
+
+
+# -- reset -------------------------------------------------------------------------------------------------------------
+
+
+def reset(pool, shell):
+    pool.reset(shell.now)
+    shell.act()
+
+
+def test_a_reset_replaces_what_is_idle_now():
+    pool, shell = filled(3)
+    before = list(pool.idle)
+    reset(pool, shell)
+    assert shell.closing == shell.polite == before
+    shell.settle_down()
+
+    assert states(pool) == {"idle": 3}
+    assert not {*before} & {*pool.idle}
+    assert pool.discarded == dict.fromkeys(CAUSES, 0) | {"reset": 3}
+
+
+def test_a_reset_replaces_what_is_borrowed_when_it_comes_back():
+    pool, shell = filled(1)
+    slot = pool.take(0.0)
+    reset(pool, shell)
+    before = (slot.state, slot.doomed)
+    shell.end(slot)
+
+    assert before == (IN_USE, "reset")
+    assert (shell.polite, pool.discarded["reset"]) == ([slot], 1)
+
+
+def test_a_connection_from_before_a_reset_goes_to_nobody_who_waits():
+    pool, shell = filled(1)
+    slot = pool.take(0.0)
+    (waiter,) = wait_for(pool, shell)
+    reset(pool, shell)
+    shell.end(slot)
+    assert waiter.slot is None
+    shell.settle_down()
+
+    assert waiter.slot is not None
+    assert waiter.slot is not slot
+
+
+def test_a_connection_under_keepalive_is_replaced_after_it_by_a_reset():
+    pool, shell = filled(1, keepalive=10.0)
+    shell.run_to(10.0)
+    reset(pool, shell)
+    shell.answer(shell.checking[0])
+
+    assert (states(pool), pool.discarded["reset"]) == ({"closing": 1}, 1)
+
+
+def test_a_reset_cancels_the_connects_under_way_and_repeats_them():
+    pool, shell = started(2)
+    first, second = shell.opening
+    reset(pool, shell)
+    assert {*shell.cancelled} == {first, second}
+    shell.refuse(first)
+    shell.refuse(second)
+
+    assert (states(pool), pool.failures, pool.open_errors) == ({"connecting": 2}, 0, 0)
+    assert not any(slot.doomed for slot in shell.opening)
+
+
+def test_a_connect_that_a_reset_could_not_stop_is_closed():
+    pool, shell = started(1)
+    (slot,) = shell.opening
+    reset(pool, shell)
+    shell.open(slot)
+
+    assert (shell.closing, pool.discarded["reset"]) == ([slot], 1)
+
+
+def test_a_reset_leaves_a_probe_alone():
+    pool, shell = filled(1)
+    pool.suspend(EJECTED)
+    shell.act()
+    shell.settle_down()
+    pool.probe(2.0)
+    shell.act()
+    reset(pool, shell)
+
+    assert (shell.cancelled, shell.opening[0].doomed) == ([], None)
+
+
+def test_a_reset_forgets_that_one_was_to_wait_before_the_next_attempt():
+    pool, shell = started(1)
+    fail_in_a_row(pool, shell, 10)
+    shell.refuse(shell.opening[0])
+    before = states(pool)
+    reset(pool, shell)
+
+    assert (before, states(pool)) == ({}, {"connecting": 1})
+
+
+def test_a_reset_does_nothing_to_a_pool_that_is_shut():
+    pool, shell = filled(1)
+    slot = pool.take(0.0)
+    pool.shut(closed)
+    reset(pool, shell)
+    shell.end(slot)
+
+    assert (pool.discarded["reset"], states(pool)) == (0, {"closing": 1})
+
+
+@pytest.mark.parametrize(("mark", "after"), [("lifetime", "reset"), ("resized", "reset"), (DRAINED, "reset")])
+def test_a_reset_comes_before_reasons_that_may_pass(mark, after):
+    pool, shell = filled(1)
+    slot = pool.take(0.0)
+    slot.doomed = mark
+    reset(pool, shell)
+
+    assert slot.doomed == after
+
+
+@pytest.mark.parametrize("mark", [USER, EJECTED, "moved"])
+def test_a_reset_changes_no_other_reason(mark):
+    pool, shell = filled(1)
+    slot = pool.take(0.0)
+    slot.doomed = mark
+    reset(pool, shell)
+
+    assert slot.doomed == mark
+
+
+# -- resize ------------------------------------------------------------------------------------------------------------
+
+
+def resize(pool, shell, size, min_size=None):
+    pool.resize(size, size if min_size is None else min_size, shell.now)
+    shell.act()
+
+
+def test_a_pool_that_is_made_larger_grows_at_once():
+    pool, shell = filled(2)
+    resize(pool, shell, 5)
+
+    assert states(pool) == {"idle": 2, "connecting": 3}
+
+
+def test_a_pool_that_is_made_larger_serves_who_waits():
+    pool, shell = filled(1)
+    pool.take(0.0)
+    (waiter,) = wait_for(pool, shell)
+    resize(pool, shell, 2, 1)
+    shell.settle_down()
+
+    assert waiter.slot is not None
+
+
+def test_a_pool_that_is_made_smaller_closes_first_what_has_rested_longest():
+    pool, shell = filled(4)
+    one, two, three, four = borrowed(pool, 4)
+    for now, slot in [(1.0, three), (2.0, one), (3.0, two)]:
+        shell.run_to(now)
+        shell.end(slot)
+    resize(pool, shell, 2)
+
+    assert shell.closing == shell.polite == [three, one]
+    assert (list(pool.idle), four.doomed) == ([two], None)
+    assert sum(pool.discarded.values()) == 0
+
+
+def test_a_pool_that_is_made_smaller_closes_the_rest_when_it_comes_back():
+    pool, shell = filled(3)
+    one, two, three = borrowed(pool, 3)
+    resize(pool, shell, 2)
+    shell.end(two)
+    shell.end(one)
+    shell.end(three)
+
+    assert shell.polite == [two]
+    assert list(pool.idle) == [one, three]
+
+
+def test_a_pool_that_is_made_smaller_serves_nobody_with_what_is_too_many():
+    pool, shell = filled(2)
+    one, two = borrowed(pool, 2)
+    (waiter,) = wait_for(pool, shell)
+    resize(pool, shell, 1)
+    shell.end(one)
+    before = waiter.slot
+    shell.end(two)
+
+    assert (before, waiter.slot) == (None, two)
+
+
+def test_a_pool_that_is_made_smaller_cancels_connects_before_it_closes_anything():
+    pool, shell = filled(2)
+    resize(pool, shell, 4)
+    resize(pool, shell, 3)
+    assert len(shell.cancelled) == 1
+    resize(pool, shell, 2)
+    assert len({*shell.cancelled}) == 2
+    shell.settle_down()
+
+    assert (states(pool), pool.closed_total, pool.failures) == ({"idle": 2}, 0, 0)
+
+
+def test_a_connect_that_could_not_be_cancelled_is_one_too_many():
+    pool, shell = filled(2)
+    resize(pool, shell, 3)
+    (slot,) = shell.opening
+    resize(pool, shell, 2)
+    shell.open(slot)
+
+    assert states(pool) == {"idle": 2, "closing": 1}
+
+
+def test_a_connect_that_could_not_be_cancelled_is_welcome_if_there_is_room_again():
+    pool, shell = filled(2)
+    resize(pool, shell, 3)
+    (slot,) = shell.opening
+    resize(pool, shell, 2)
+    resize(pool, shell, 3, 0)
+    shell.open(slot)
+
+    assert states(pool) == {"idle": 3}
+
+
+def test_what_was_to_go_may_stay_if_the_pool_is_made_larger_again():
+    pool, shell = filled(2)
+    one, two = borrowed(pool, 2)
+    resize(pool, shell, 1)
+    before = [one.doomed, two.doomed]
+    resize(pool, shell, 2)
+    shell.end(one)
+    shell.end(two)
+
+    assert before == ["resized", "resized"]
+    assert list(pool.idle) == [one, two]
+
+
+def test_a_connection_that_was_to_go_for_its_age_and_cannot_goes_if_there_are_too_many():
+    pool, shell = filled(3, max_lifetime=100.0, max_connecting=1)
+    one, two, _ = borrowed(pool, 3)
+    shell.run_to(100.0)
+    shell.end(one)  # the one that is replaced now
+    resize(pool, shell, 1)
+    shell.end(two)
+
+    assert states(pool) == {"closing": 2, "in use": 1}
+
+
+def test_a_connection_that_grows_old_while_it_was_to_go_for_another_reason_goes_for_its_age():
+    pool, shell = filled(2, max_lifetime=100.0)
+    one, _ = borrowed(pool, 2)
+    resize(pool, shell, 1)
+    resize(pool, shell, 2)
+    shell.run_to(100.0)
+    shell.end(one)
+
+    assert (shell.closing, pool.discarded["lifetime"]) == ([one], 1)
+
+
+def test_a_connection_that_may_stay_still_grows_old():
+    pool, shell = filled(2, max_lifetime=100.0)
+    one, two = borrowed(pool, 2)
+    resize(pool, shell, 1)
+    shell.end(one)
+    shell.end(two)
+    shell.settle_down()
+    assert (list(pool.idle), pool.alarm) == ([two], 100.0)
+    shell.run_to(100.0)
+
+    assert shell.closing == [two]
+
+
+def test_a_connection_that_may_stay_does_not_if_its_address_left():
+    pool, shell = filled(2)
+    one, two = borrowed(pool, 2)
+    one.peer = two.peer = "10.0.0.1"
+    resize(pool, shell, 1)
+    pool.endpoint = "updated"
+    pool.moved(["10.0.0.1"], ["10.0.0.2"])
+    resize(pool, shell, 2)
+    shell.end(one)
+
+    assert shell.closing == [one]
+
+
+def test_a_drained_pool_that_is_made_smaller_keeps_as_many_when_it_resumes():
+    pool, shell = filled(3)
+    one, two, three = borrowed(pool, 3)
+    pool.suspend(DRAINED)
+    resize(pool, shell, 2)
+    pool.resume(0.0)
+    for slot in (one, two, three):
+        shell.end(slot)
+
+    assert (shell.closing, list(pool.idle)) == ([one], [two, three])
+
+
+def test_min_size_is_at_most_size():
+    pool, shell = filled(5)
+    resize(pool, shell, 3, 5)
+
+    assert (pool.size, pool.min_size, pool.lifo) == (3, 3, False)
+
+
+def test_a_smaller_min_size_is_reached_by_what_is_not_used():
+    pool, shell = filled(5, max_idle=60.0)
+    shell.run_to(50.0)
+    resize(pool, shell, 5, 2)
+    assert pool.lifo
+    shell.run_to(60.0)
+
+    assert states(pool) == {"idle": 2, "closing": 3}
+
+
+def test_a_larger_min_size_is_reached_at_once():
+    pool, shell = filled(5, min_size=0)
+    resize(pool, shell, 5, 2)
+
+    assert states(pool) == {"connecting": 2}
+
+
 # -- what breaks in ----------------------------------------------------------------------------------------------------
 
 
@@ -953,281 +1879,145 @@ def test_a_waiter_that_wants_one_pool_is_served_by_no_other():
 # -- everything in any order -------------------------------------------------------------------------------------------
 
 
-class Life(RuleBasedStateMachine):
-    """One pool through everything that can happen to it, in any order, against a simple model."""
+class PoolLife(Life):
+    """The pure state of one pool, which may be one of a cluster's, with a look at what users do not see."""
 
-    @initialize(
-        size=st.integers(1, 9), keepalive=st.sampled_from([0.0, 3.0]), limit=st.integers(1, 4), seed=st.integers(0, 3)
-    )
-    def begin(self, size, keepalive, limit, seed):
-        queue = Queue()
+    def make(self, options):
+        queue = Queue(options.fail_after, keeps_some=options.min_size > 0)
         self.pool = Slots(
-            size,
+            options.size,
             name="pool",
             queue=queue,
-            gate=Gate(limit),
-            rng=Random(seed),
-            keepalive=keepalive,
-            max_connecting=limit,
-            has_keepalive=seed % 2 == 0,
+            gate=Gate(options.max_connecting),
+            rng=Random(options.seed),
+            keepalive=options.keepalive,
+            max_connecting=options.max_connecting,
+            has_keepalive=options.seed % 2 == 0,
+            min_size=options.min_size,
+            max_lifetime=options.max_lifetime,
+            max_idle=options.max_idle,
+            lifo=options.lifo,
         )
-        self.limit = limit
-        self.shell = Shell(queue)
-        self.queue = queue
-        self.waiting = []  # as the model has it, oldest first
-        self.held = []  # slots, each by one borrower
-        self.handed = {}  # when a waiter got it
-        self.served = 0
-        self.cut = []  # slots closed under their borrowers
-        self.mode = "running"
-        self.pool.plan(0.0)
-        self.shell.act()
+        self.ejected = set()  # connects that were cancelled by an ejection
+        return Bench(self.pool, hold_warning=options.hold_warning)
 
-    def act(self):
-        """After a transition: who was woken was the oldest, and nobody is handed what somebody holds."""
-        self.shell.act()
-        for waiter in self.shell.woken[self.served :]:
-            assert waiter is self.waiting.pop(0), "first come, first served"
-            if waiter.slot is not None:
-                assert waiter.slot not in self.held, "lent twice"
-                self.held.append(waiter.slot)
-                self.handed[waiter.slot] = self.shell.now
-        self.served = len(self.shell.woken)
+    @property
+    def queue(self):
+        return self.pool.queue
 
-    def pick(self, items, number):
-        return items[number % len(items)]
+    def is_spared(self, what):
+        slot = what if isinstance(what, Slot) else self.driver.slot_of(what)
+        return slot.probe or slot in self.ejected
 
-    @rule()
-    def borrow(self):
-        slot = self.pool.take(self.shell.now)
-        if slot is None:
-            return
-        assert not self.waiting
-        assert slot not in self.held, "lent twice"
-        assert slot.doomed is None
-        self.held.append(slot)
-
-    @rule()
-    @precondition(lambda self: self.mode != "shut")
-    def ask(self):
-        waiter = Waiter(self.shell.now, only=self.pool)
-        self.waiting.append(waiter)
-        self.pool.ask(waiter, self.shell.now)
-        self.act()
-        self.handed.pop(waiter.slot, None)  # got it at once, so there was no wait to be interrupted
-
-    @rule(number=st.integers(0, 99))
-    @precondition(lambda self: self.waiting)
-    def give_up(self, number):
-        waiter = self.pick(self.waiting, number)
-        self.waiting.remove(waiter)
-        waiter.is_late = True
-        self.queue.withdraw(waiter)
-
-    @rule(
-        number=st.integers(0, 99),
-        verdict=st.sampled_from([None, None, None, KEPT, ERROR, INTERRUPTED, NOT_REUSABLE, USER]),
-        discard=st.booleans(),
-        by_the_collector=st.booleans(),
-    )
-    @precondition(lambda self: self.held)
-    def give_back(self, number, verdict, discard, by_the_collector):
-        slot = self.pick(self.held, number)
-        self.held.remove(slot)
-        if discard:
-            slot.doomed = slot.doomed or USER
-        if by_the_collector:
-            self.shell.orders.due.append(lambda: self.shell.end(slot, verdict))
-            self.shell.orders.append(("alarm", self.pool))  # some order, so that it happens
-            self.shell.orders.pop()
-        else:
-            self.shell.end(slot, verdict)
-        self.act()
-
-    @rule(number=st.integers(0, 99))
-    @precondition(lambda self: self.held)
-    def collect_inside_the_next_transition(self, number):
-        slot = self.pick(self.held, number)
-        self.held.remove(slot)
-        self.queue.busy = True
-        self.shell.end(slot, None)
-        self.queue.busy = False
-        assert slot.state in (IN_USE, CLOSING)
-        self.pool.plan(self.shell.now)
-        self.act()
-
-    @rule(number=st.integers(0, 99))
-    @precondition(lambda self: self.fresh())
-    def pass_on(self, number):
-        slot = self.pick(self.fresh(), number)
-        self.held.remove(slot)
-        slot.pool.pass_on(slot, self.shell.now)
-        self.act()
-
-    def fresh(self):
-        """Return what was handed to waiters who have not run yet, and may be interrupted still."""
-        return [slot for slot in self.held if self.handed.get(slot) == self.shell.now]
-
-    @rule(number=st.integers(0, 99), good=st.booleans())
-    @precondition(lambda self: self.shell.opening)
-    def connect(self, number, good):
-        slot = self.pick(self.shell.opening, number)
-        if good:
-            self.shell.open(slot)
-        else:
-            self.shell.refuse(slot)
-        self.act()
-
-    @rule(number=st.integers(0, 99), good=st.booleans())
-    @precondition(lambda self: self.shell.checking)
-    def keep_alive(self, number, good):
-        slot = self.pick(self.shell.checking, number)
-        if good:
-            self.shell.answer(slot)
-        else:
-            self.shell.hang_up(slot)
-        self.act()
-
-    @rule(number=st.integers(0, 99))
-    @precondition(lambda self: self.shell.closing)
-    def close(self, number):
-        self.shell.close(self.pick(self.shell.closing, number))
-        self.act()
-
-    @rule(seconds=st.sampled_from([0.0, 0.05, 0.3, 1.0, 3.0, 7.0, 40.0]))
-    def pass_time(self, seconds):
-        self.shell.run_to(self.shell.now + seconds)
-        self.act()
+    # -- what happens to the pool of an endpoint -----------------------------------------------------------------------
 
     @rule()
     def tick_without_need(self):
-        self.pool.tick(self.shell.now)
-        self.act()
+        self.pool.tick(self.now)
+        self.driver.act()
+        self.observe()
 
     @rule(mark=st.sampled_from([DRAINED, EJECTED]))
-    @precondition(lambda self: self.mode != "shut")
+    @precondition(lambda self: not self.is_shut)
     def suspend(self, mark):
+        self.observe()
+        self.is_running = False
+        if mark == EJECTED:
+            for known in self.known.values():
+                known.cause = known.cause or EJECTED
+            self.ejected.update(attempt for attempt in self.driver.connecting if attempt not in self.spoilt)
         self.pool.suspend(mark)
-        self.mode = "suspended"
-        self.act()
+        self.queue.judge(self.now)
+        self.driver.act()
+        self.observe()
 
     @rule()
-    @precondition(lambda self: self.mode == "suspended")
+    @precondition(lambda self: not self.is_shut and not any(slot.probe for slot in self.pool.slots))
     def resume(self):
-        self.pool.resume(self.shell.now)
-        self.mode = "running"
-        self.act()
+        self.observe()
+        self.is_running = True
+        self.pool.resume(self.now)
+        self.driver.act()
+        self.observe(resized=True)
 
     @rule()
     def probe(self):
-        self.pool.probe(self.shell.now)
-        self.act()
+        self.pool.probe(self.now)
+        self.driver.act()
+        self.observe()
 
     @rule(there_and_back=st.booleans())
+    @precondition(lambda self: not self.is_shut)
     def move(self, there_and_back):
-        for slot in self.pool.slots:
+        self.observe()
+        for connection, known in self.known.items():
+            slot = self.driver.slot_of(connection)
             slot.peer = "10.0.0.1"
+            if slot.doomed is None and not slot.probe:
+                known.cause = known.cause or MOVED
+            elif not slot.probe:
+                known.must_go = not there_and_back  # which is found out when it comes back
         self.pool.endpoint = object()
         self.pool.moved(["10.0.0.1"], ["10.0.0.2"])
         if there_and_back:
             self.pool.moved(["10.0.0.2"], ["10.0.0.1"])
-        self.act()
+        self.pool.plan(self.now)
+        self.driver.act()
+        self.observe()
 
-    @rule()
-    @precondition(lambda self: len(self.shell.woken) > 3)
-    def shut(self):
-        self.pool.shut(closed)
-        self.mode = "shut"
-        self.act()
-        assert self.waiting == []
-
-    @rule()
-    @precondition(lambda self: self.mode == "shut")
-    def cut_off(self):
-        self.pool.cut()
-        self.act()
+    # -- what users do not see -----------------------------------------------------------------------------------------
 
     @invariant()
     def every_slot_is_in_one_state(self):
-        assert_conserved(self.pool)
+        assert_conserved(self.pool, at_most=self.slots_allowed)
         assert not self.queue.busy
         assert not self.queue.late
+        assert list(self.queue.waiting) == self.waiting
+        assert self.pool.waiting == len(self.waiting)
 
     @invariant()
     def every_state_has_its_worker_or_borrower(self):
-        by_state = {CONNECTING: self.shell.opening, CHECKING: self.shell.checking, CLOSING: self.shell.closing}
+        shell = self.driver.shell
+        by_state = {CONNECTING: shell.opening, CHECKING: shell.checking, CLOSING: shell.closing}
         for state, slots in by_state.items():
             assert {s for s in self.pool.slots if s.state == state} == set(slots)
-        in_use = {s for s in self.pool.slots if s.state == IN_USE}
-        assert in_use == set(self.held) - {s for s in self.held if s.state is CLOSING or s not in self.pool.slots}
-        assert set(self.queue.cut.values()) == set(self.held) - in_use
+        in_use = {s.connection for s in self.pool.slots if s.state == IN_USE}
+        assert in_use == {c for c in (*self.held, *self.collected) if c in self.known}
+        assert {s.connection for s in self.queue.cut.values()} - {*self.collected} == {*self.cut}
 
     @invariant()
-    def nobody_waits_beside_an_idle_connection(self):
-        assert list(self.queue.waiting) == self.waiting
-        assert not (self.queue.waiting and self.pool.idle)
-
-    @invariant()
-    def what_is_idle_is_clean(self):
+    def what_is_idle_is_not_doomed(self):
         assert all(slot.doomed is None for slot in self.pool.idle)
 
     @invariant()
-    def free_capacity_is_used(self):
-        pool = self.pool
-        if self.mode == "running" and len(pool.slots) < pool.size and not pool.failures:
-            assert pool.connecting == self.limit
+    def the_coldest_has_the_oldest_sign_of_life(self):
+        idle = self.pool.idle
+        if idle:
+            assert idle[self.pool._coldest()].alive_at == min(slot.alive_at for slot in idle)
 
     @invariant()
     def what_becomes_due_has_an_alarm(self):
         pool = self.pool
-        if self.mode != "running":
-            return
-        if pool.failures and len(pool.slots) < pool.size and not pool.connecting:
-            cap = 5.0 if self.waiting else 30.0
-            assert self.shell.now <= pool.alarm <= self.shell.now + cap
-        if pool.keepalive and pool.checking < max(1, pool.size // 4):
-            assert all(pool.alarm <= slot.alive_at + pool.keepalive for slot in pool.idle)
-        if pool.alarm < inf:
-            assert (pool.alarm, pool) in self.shell.alarms
-
-    @invariant()
-    def no_keepalive_is_early(self):
-        now = self.shell.now
-        assert all(now >= s.seen + 0.9 * self.pool.keepalive or s.probe for s in self.pool.slots if s.state is CHECKING)
+        if self.is_running and pool.failures and pool._wants_one and not pool.connecting:
+            assert self.now <= pool.alarm <= pool.retry_at
+        for timed in (pool, self.queue):
+            assert timed.alarm == inf or (timed.alarm, timed) in self.driver.shell.alarms
 
     @invariant()
     def open_connections_are_known(self):
-        assert self.queue.open == {id(s.connection): s for s in self.pool.slots if s.state is not CONNECTING}
-        assert self.pool.opened_total - self.pool.closed_total == len(self.queue.open)
-        assert self.pool.opened_total == self.shell.opened_total
+        slots = self.pool.slots
+        assert self.queue.open == {id(s.connection): s for s in slots if s.state is not CONNECTING}
+        assert self.queue.live == self.pool.open
 
     @invariant()
     def what_is_counted_is_news(self):
-        told = [event.cause for event in self.shell.news if isinstance(event, events.ConnectionClosed)]
-        closing = sum(slot.state is CLOSING for slot in self.pool.slots)
-        assert self.pool.closed_total == len(told)
-        assert all(told.count(cause) <= count for cause, count in self.pool.discarded.items())
-        assert sum(self.pool.discarded.values()) <= len(told) - told.count(None) + closing
-
-    def teardown(self):
-        if not hasattr(self, "pool"):
-            return
-        self.pool.shut(closed)
-        self.act()
-        assert self.waiting == []
-        for slot in self.held:
-            self.shell.end(slot)
-        self.shell.settle_down()
-
-        assert states(self.pool) == {}
-        assert self.queue.open == self.queue.cut == {}
-        assert self.pool.opened_total == self.pool.closed_total == self.shell.opened_total
-        assert list(self.queue.todo) == []
-        told = [event.cause for event in self.shell.news if isinstance(event, events.ConnectionClosed)]
-        assert {cause: told.count(cause) for cause in CAUSES} == self.pool.discarded
+        told = [event.cause for event in self.driver.shell.news if isinstance(event, events.ConnectionClosed)]
+        closing = [slot.doomed for slot in self.driver.shell.closing]
+        assert len(told) == self.pool.closed_total
+        assert self.pool.discarded == {cause: (told + closing).count(cause) for cause in CAUSES}
 
 
-TestLife = Life.TestCase
+TestLife = PoolLife.TestCase
 TestLife.settings = settings(
     max_examples=120, stateful_step_count=40, deadline=None, derandomize=True, phases=(Phase.generate, Phase.shrink)
 )

@@ -175,7 +175,7 @@ def check(pool: Any) -> None:
     assert {c.ends for c in pool.made} == {1}
     assert len(pool.made) == pool.stats().opened
     queue = pool._lender.engine.queue
-    assert (queue.open, queue.cut, queue.live, queue.waiting_for_any) == ({}, {}, 0, 0)
+    assert (queue.open, queue.cut, queue.live, len(queue.waiting)) == ({}, {}, 0, 0)
     add_up(pool.stats())
 
 

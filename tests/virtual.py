@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from random import Random
 from typing import Any
@@ -22,14 +23,19 @@ from geventconnpool._queue import (
     CLOSE,
     CLOSING,
     CONNECTING,
+    HELD,
     IN_USE,
     OPEN,
     WAKE,
+    Holds,
     Queue,
     Slot,
     Timed,
     Waiter,
 )
+from geventconnpool._slots import Slots
+from geventconnpool.errors import PoolClosed
+from tests.life import Gauges
 
 
 class Dice(Random):
@@ -41,6 +47,16 @@ class Dice(Random):
 
     def random(self) -> float:
         return self.value
+
+
+class Ordered(dict[Any, None]):
+    """A set that is walked in the order in which it was filled, so that every run is like the last."""
+
+    def add(self, item: Any) -> None:
+        self[item] = None
+
+    def discard(self, item: Any) -> None:
+        self.pop(item, None)
 
 
 class Connection:
@@ -75,6 +91,7 @@ class Shell:
         self.polite: list[Slot] = []  # those of closing that get a goodbye
         self.woken: list[Waiter] = []
         self.alarms: list[tuple[float, Timed]] = []
+        self.held: list[tuple[float, Slot]] = []  # leases that were reported as held for too long, and when
         self.opened_total = 0
         self.news: list[events.Event] = []
 
@@ -98,6 +115,9 @@ class Shell:
             assert subject.is_settled
             assert subject not in self.woken
             self.woken.append(subject)
+        elif deed == HELD:
+            assert subject.state == IN_USE
+            self.held.append((self.now, subject))
         elif deed == CANCEL:
             assert subject.doomed
             assert subject in self.opening
@@ -114,6 +134,11 @@ class Shell:
             jobs.append(subject)
             if deed == CLOSE:
                 self.polite.append(subject)
+
+    @property
+    def next_due(self) -> float:
+        """When the next alarm rings that nobody has moved."""
+        return min((at for at, timed in self.alarms if timed.alarm == at), default=inf)
 
     def run_to(self, now: float) -> None:
         """Let time pass, ringing at every alarm."""
@@ -191,13 +216,187 @@ def states(pool: Any) -> dict[str, int]:
     return counts
 
 
-def assert_conserved(pool: Any) -> None:
+def assert_conserved(pool: Any, at_most: int | None = None) -> None:
     """Every slot is in exactly one state, and the counters say how many are in which."""
     found = states(pool)
-    assert len(pool.slots) <= pool.size
+    assert len(pool.slots) <= (pool.size if at_most is None else at_most)
     assert len(pool.idle) == len(set(pool.idle)) == found.get("idle", 0)
     assert all(slot in pool.slots for slot in pool.idle)
     assert pool.in_use == found.get(IN_USE, 0)
     assert pool.connecting == found.get(CONNECTING, 0)
     assert pool.checking == found.get(CHECKING, 0)
     assert pool.closing == found.get(CLOSING, 0)
+
+
+class Bench:
+    """Drives the pure state of one pool as ``tests.life`` wants a pool to be driven."""
+
+    def __init__(self, pool: Slots, *, hold_warning: float = inf) -> None:
+        self.pool = pool
+        pool.slots = Ordered()  # type: ignore[assignment]
+        self.queue = pool.queue
+        self.shell = Shell(pool.queue)
+        if hold_warning < inf:
+            Holds(self.queue, hold_warning, 0.0)
+        self.settled: list[tuple[Waiter, Any]] = []
+        self._dead: set[Any] = set()
+        pool.plan(0.0)
+        self.act()
+
+    def act(self) -> None:
+        self.shell.act()
+        self.settled += [(w, w.slot.connection if w.slot is not None else None) for w in self.shell.woken]
+        self.shell.woken.clear()
+
+    @property
+    def now(self) -> float:
+        return self.shell.now
+
+    @property
+    def connecting(self) -> list[Slot]:
+        return self.shell.opening
+
+    @property
+    def checking(self) -> list[Any]:
+        return [slot.connection for slot in self.shell.checking]
+
+    @property
+    def closing(self) -> list[Any]:
+        return [slot.connection for slot in self.shell.closing]
+
+    @property
+    def told(self) -> list[tuple[float, Any]]:
+        return [(at, slot.connection) for at, slot in self.shell.held]
+
+    def slot_of(self, connection: Any) -> Slot:
+        return self.queue.open.get(id(connection)) or self.queue.cut[id(connection)]
+
+    # -- borrowers -----------------------------------------------------------------------------------------------------
+
+    def borrow(self) -> Any:
+        while (slot := self.pool.take(self.now)) is not None:
+            if not self._is_found_dead(slot):
+                return slot.connection
+        return None
+
+    def _is_found_dead(self, slot: Slot) -> bool:
+        if slot.connection not in self._dead or not slot.is_suspect(self.now):
+            return False
+        self.pool.hung_up(slot, self.now)
+        self.act()
+        return True
+
+    def ask(self) -> Waiter | None:
+        if self.queue.is_down:
+            return None
+        waiter = Waiter(self.now, only=self.pool)
+        self.pool.ask(waiter, self.now)
+        self.act()
+        return waiter
+
+    def give_up(self, waiter: Waiter) -> None:
+        waiter.is_late = True
+        self.queue.withdraw(waiter)
+
+    def interrupt(self, waiter: Waiter, connection: Any) -> None:
+        self.pool.pass_on(self.slot_of(connection), self.now)
+        self.act()
+
+    def discard(self, connection: Any) -> None:
+        slot = self.slot_of(connection)
+        if slot.state is IN_USE:
+            slot.doomed = "user"
+
+    def give_back(self, connection: Any, verdict: str | None) -> None:
+        self.shell.end(self.slot_of(connection), verdict)
+        self.act()
+
+    def collect(self, connection: Any, verdict: str | None) -> None:
+        self.shell.orders.due.append(partial(self.shell.end, self.slot_of(connection), verdict))
+
+    def flush(self) -> None:
+        ends, self.shell.orders.due = self.shell.orders.due, []
+        for end in ends:
+            end()
+        self.act()
+
+    # -- the server ----------------------------------------------------------------------------------------------------
+
+    def accept(self, attempt: Slot) -> Any:
+        connection = self.shell.open(attempt)
+        self.act()
+        return connection
+
+    def refuse(self, attempt: Slot) -> None:
+        self.shell.refuse(attempt)
+        self.act()
+
+    def is_cancelled(self, attempt: Slot) -> bool:
+        return attempt.doomed is not None
+
+    def answer(self, connection: Any, *, good: bool) -> None:
+        slot = self.slot_of(connection)
+        if good:
+            self.shell.answer(slot)
+        else:
+            self.shell.hang_up(slot)
+        self.act()
+
+    def hang_up(self, connection: Any) -> None:
+        self._dead.add(connection)
+
+    def end_close(self, connection: Any) -> None:
+        self.shell.close(self.slot_of(connection))
+        self.act()
+
+    # -- the pool ------------------------------------------------------------------------------------------------------
+
+    def next_due(self) -> float:
+        return self.shell.next_due
+
+    def run_to(self, now: float) -> None:
+        self.shell.run_to(now)
+        self.act()
+
+    def reset(self) -> None:
+        self.pool.reset(self.now)
+        self.act()
+
+    def resize(self, size: int, min_size: int) -> None:
+        self.pool.resize(size, min_size, self.now)
+        self.act()
+
+    def warm(self, count: int) -> None:
+        self.pool.warming.append(count)
+        self.pool.plan(self.now)
+        self.act()
+
+    def cool(self, count: int) -> None:
+        self.pool.warming.remove(count)
+
+    def shut(self) -> None:
+        self.pool.shut(lambda: PoolClosed("pool is closed"))
+        self.act()
+
+    def cut(self) -> None:
+        self.pool.cut()
+        self.act()
+
+    def gauges(self) -> Gauges:
+        pool, queue = self.pool, self.queue
+        return Gauges(
+            idle=len(pool.idle),
+            in_use=pool.in_use,
+            checking=pool.checking,
+            connecting=pool.connecting,
+            closing=pool.closing,
+            waiting=len(queue.waiting),
+            is_down=queue.is_down,
+        )
+
+    def counters(self) -> dict[str, int]:
+        pool = self.pool
+        return {"opened": pool.opened_total, "open_errors": pool.open_errors, "closed": pool.closed_total}
+
+    def discarded(self) -> dict[str, int]:
+        return self.pool.discarded

@@ -20,6 +20,7 @@ available and has the lowest SRV priority that has an available member (RFC 2782
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from math import exp, inf
 from random import Random
@@ -52,6 +53,24 @@ class ClusterQueue(Queue):
 
     members: Members
 
+    def __init__(self, fail_after: float = inf, *, keeps_some: bool = True) -> None:
+        super().__init__(fail_after, keeps_some=keeps_some)
+        self.avoiding: Counter[frozenset[Endpoint]] = Counter()  # those who want no pool in particular
+
+    def join(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
+        waiter.avoid = frozenset(waiter.avoid)
+        if waiter.only is None:
+            self.avoiding[waiter.avoid] += 1
+        super().join(waiter, now, first=first)
+
+    def withdraw(self, waiter: Waiter) -> None:
+        if waiter in self.waiting and waiter.only is None:
+            avoid = frozenset(waiter.avoid)
+            self.avoiding[avoid] -= 1
+            if not self.avoiding[avoid]:
+                del self.avoiding[avoid]
+        super().withdraw(waiter)
+
     def may_use(self, waiter: Waiter, pool: Slots) -> bool:
         """Say whether that endpoint is the one the waiter wants, or eligible for it."""
         if waiter.only is not None:
@@ -60,9 +79,11 @@ class ClusterQueue(Queue):
 
     def wants_more(self, pool: Slots) -> bool:
         """Say whether more connect is wanted than is under way, at that endpoint or anywhere."""
-        if pool.shortage > 0:
-            return True
-        return self.members.is_eligible(pool.observer, ()) and self.members.shortage > 0
+        return pool.shortage > 0 or self.members.wants_more(pool.observer)
+
+    def planned(self, now: float) -> None:
+        super().planned(now)
+        self.members.grow(now)
 
 
 class Member:
@@ -164,6 +185,7 @@ class Members:
         self.alarm = inf
         self.is_shut = False
         self.warming: list[int] = []  # how many open connections others wait for
+        self._is_growing = False
         self.is_empty = False  # an answer named no endpoint (those that drain are the past)
         self._balancer = balancer
         self._open_pool = open_pool
@@ -241,22 +263,66 @@ class Members:
         else:
             self.grow(now)
 
+    def _groups(self) -> list[frozenset[Endpoint]]:
+        """Return what those who wait would rather avoid; those who have the least choice come first."""
+        return sorted({**self.queue.avoiding, frozenset[Endpoint](): 0}, key=len, reverse=True)
+
+    def _shortage(self, avoid: frozenset[Endpoint]) -> int:
+        """Return how many connects more are wanted by those who would rather avoid these, or these and others."""
+        waiting = sum(count for other, count in self.queue.avoiding.items() if avoid <= other)
+        if not avoid:
+            waiting += self._to_warm
+        return waiting - sum(member.pool.connecting for member in self.eligible(avoid))
+
     @property
-    def shortage(self) -> int:
-        """How many connects more than are under way are wanted by those who wait for any endpoint."""
-        available = self.available
-        to_warm = max(self.warming, default=0) - sum(member.pool.open for member in available)
-        connecting = sum(member.pool.connecting for member in available)
-        return self.queue.waiting_for_any + max(0, to_warm) - connecting
+    def _to_warm(self) -> int:
+        if not self.warming:
+            return 0
+        return max(0, max(self.warming) - sum(member.pool.open for member in self.available))
+
+    def _is_of_use(self, member: Member) -> bool:
+        """Say whether more connections of an endpoint, than are to come, could be used at once."""
+        counts = self.queue.avoiding.items()
+        waiting = sum(count for avoid, count in counts if self.is_eligible(member, avoid))
+        to_warm = self._to_warm if self.is_eligible(member, ()) else 0
+        return member.pool.connecting < waiting + to_warm
+
+    def wants_more(self, member: object) -> bool:
+        """Say whether an endpoint should open more than it keeps, for those who wait for any."""
+        if not isinstance(member, Member) or not self._is_of_use(member):
+            return False
+        return any(self.is_eligible(member, avoid) and self._shortage(avoid) > 0 for avoid in self._groups())
 
     @transition
     def grow(self, now: float) -> None:
         """Have endpoints that are to open more than they keep do so while somebody waits, as the balancer prefers."""
-        while (candidates := [m for m in self._eligible if m.pool.may_grow(now)]) and self.shortage > 0:
-            connecting = self.shortage
-            self._choose(candidates, now).pool.plan(now)
-            if self.shortage == connecting:
+        if self._is_growing or not (self.queue.avoiding or self.warming):
+            return
+        self._is_growing = True
+        try:
+            for avoid in self._groups():
+                self._grow_for(avoid, now)
+        finally:
+            self._is_growing = False
+
+    def _grow_for(self, avoid: frozenset[Endpoint], now: float) -> None:
+        while self._shortage(avoid) > 0:
+            eligible = self.eligible(avoid)
+            candidates = [m for m in eligible if m.pool.may_grow(now) and self._is_of_use(m)]
+            if not candidates:
+                self._await_retry(eligible, now)
+                return
+            pool = self._choose(candidates, now).pool
+            connecting = pool.connecting
+            pool.plan(now)
+            if pool.connecting == connecting:
                 return  # the gate is shut: whoever stands before it goes on when it opens
+
+    def _await_retry(self, members: Iterable[Member], now: float) -> None:
+        """Have those that may not connect yet do so when they may."""
+        for pool in [member.pool for member in members]:
+            if pool.failures and pool.alarm > pool.retry_at > now:
+                pool.plan(now)
 
     def _eligibility_changed(self, now: float) -> None:
         """Recompute who is eligible, and serve waiters who may now use what is idle, oldest first."""
@@ -280,7 +346,7 @@ class Members:
         for endpoint in changes.added:
             self._add(endpoint, now)
         for endpoint in changes.updated:
-            self._replace(endpoint)
+            self._replace(endpoint, now)
         # The keys are to show the current values, too; a dict keeps the key that came first.
         self._members = {member.endpoint: member for member in self._members.values()}
         for endpoint in changes.removed:
@@ -305,13 +371,14 @@ class Members:
         self.queue.news.append(events.EndpointAdded(self.name, endpoint))
         pool.plan(now)
 
-    def _replace(self, endpoint: Endpoint) -> None:
+    def _replace(self, endpoint: Endpoint, now: float) -> None:
         member = self._members[endpoint]
         previous, member.endpoint = member.endpoint, endpoint
         member.weight = float(endpoint.weight) or HARDLY_EVER
         member.pool.endpoint = endpoint
         self.queue.news.append(events.EndpointUpdated(self.name, endpoint, previous))
         member.pool.moved(previous.addresses, endpoint.addresses)
+        member.pool.plan(now)
 
     def _drain(self, member: Member, now: float) -> None:
         if member.state is DRAINING:
@@ -432,11 +499,18 @@ class Members:
         member.pool.resume(now)
 
     @transition
-    def change(self, deed: Callable[[Slots], None], now: float) -> None:
-        """Do something to the pool of each endpoint: reset it, resize it."""
-        for member in list(self._members.values()):
-            deed(member.pool)
-        self.grow(now)
+    def reset(self, now: float) -> None:
+        """Replace every connection."""
+        for member in self._members.values():
+            member.pool.reset(now)
+
+    @transition
+    def resize(self, size: int, min_size: int, now: float) -> None:
+        """Have so many connections to each endpoint."""
+        self.queue.keeps_some = min_size > 0
+        for member in self._members.values():
+            member.pool.resize(size, min_size, now)
+        self.queue.planned(now)
 
     @transition
     def shut(self, error: Callable[[], BaseException]) -> None:
@@ -460,6 +534,7 @@ class Members:
             elif member.state is DRAINING:
                 self._end_drain(member)
         self.set_alarm()
+        self.queue.judge(now)
 
     def _end_drain(self, member: Member) -> None:
         """Cut what is left; the member is gone now, its connections close behind it."""

@@ -223,15 +223,8 @@ class ClusterLender(Lender):
         return self.members.is_shut
 
     @property
-    def warming(self) -> list[int]:
-        return self.members.warming
-
-    def grow(self, now: float) -> None:
-        self.members.grow(now)
-
-    def change(self, deed: Callable[[Slots], None]) -> None:
-        self.members.change(deed, monotonic())
-        self.engine.act()
+    def state(self) -> Members:
+        return self.members
 
     def shut(self) -> None:
         self.discovery.stop()
