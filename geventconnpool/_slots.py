@@ -15,8 +15,8 @@ A slot is the right to have one connection. A pool has ``size`` of them; one tha
                                     +----error, interrupted, not reusable, doomed--+
 
 A doomed slot (its endpoint drains or is ejected, its pool is shut or reset, its user discards it) goes to CLOSING from
-wherever it is, as soon as whoever has it lets go. Some marks are provisional: a connection that is too old, one too many,
-or drained, stays if there is no reason any more when it comes back.
+wherever it is, as soon as whoever has it lets go. Some marks are provisional: a connection that is too old, one too
+many, or drained, stays if there is no reason any more when it comes back.
 
 How many there are: ``min_size`` always; up to ``size`` while somebody waits, no more than wait; what is above
 ``min_size`` goes when it was unused for ``max_idle`` seconds.
