@@ -9,9 +9,9 @@ from typing import Any
 def seconds(parameter: str, value: object, *, positive: bool = False) -> float:
     """Return ``value``; raise unless it is a finite number of seconds, 0 or more, or with ``positive`` more than 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{parameter} must be a number of seconds, not {value!r}")
+        raise TypeError(f"{parameter} must be a number of seconds, not {show(value)}")
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
-        raise ValueError(f"{parameter} must be {'more than 0' if positive else '0 or more'} seconds, not {value!r}")
+        raise ValueError(f"{parameter} must be {'more than 0' if positive else '0 or more'} seconds, not {show(value)}")
     return value
 
 
@@ -22,10 +22,10 @@ def seconds_or_none(parameter: str, value: object, *, positive: bool = False) ->
 def integer(parameter: str, value: object, low: int, high: int | None = None) -> int:
     """Return ``value``; raise unless it is an int between ``low`` and ``high``."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{parameter} must be an int, not {value!r}")
+        raise TypeError(f"{parameter} must be an int, not {show(value)}")
     if value < low or (high is not None and value > high):
         raise ValueError(
-            f"{parameter} must be {f'between {low} and {high}' if high else f'at least {low}'}, not {value!r}"
+            f"{parameter} must be {f'between {low} and {high}' if high else f'at least {low}'}, not {show(value)}"
         )
     return value
 
@@ -33,16 +33,16 @@ def integer(parameter: str, value: object, low: int, high: int | None = None) ->
 def number(parameter: str, value: object, low: float, high: float) -> float:
     """Return ``value``; raise unless it is a number between ``low`` and ``high``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{parameter} must be a number, not {value!r}")
+        raise TypeError(f"{parameter} must be a number, not {show(value)}")
     if not low <= value <= high:
-        raise ValueError(f"{parameter} must be between {low:g} and {high:g}, not {value!r}")
+        raise ValueError(f"{parameter} must be between {low:g} and {high:g}, not {show(value)}")
     return value
 
 
 def function(parameter: str, value: object) -> None:
     """Raise :class:`TypeError` unless ``value`` can be called, or is None."""
     if value is not None and not callable(value):
-        raise TypeError(f"{parameter} must be callable, not {value!r}")
+        raise TypeError(f"{parameter} must be callable, not {show(value)}")
 
 
 def exception_classes(parameter: str, value: object) -> tuple[type[BaseException], ...]:
@@ -52,12 +52,12 @@ def exception_classes(parameter: str, value: object) -> tuple[type[BaseException
     try:
         classes: tuple[Any, ...] = tuple(value)  # type: ignore[arg-type]  # whether it can be iterated is the question
     except TypeError:
-        raise TypeError(f"{parameter} must be exception classes, not {value!r}") from None
+        raise TypeError(f"{parameter} must be exception classes, not {show(value)}") from None
     if not classes:
         raise ValueError(f"{parameter} is empty: no exception would mean a broken connection")
     for item in classes:
         if not (isinstance(item, type) and issubclass(item, BaseException)):
-            raise TypeError(f"{parameter} must hold exception classes, not {item!r}")
+            raise TypeError(f"{parameter} must hold exception classes, not {show(item)}")
     return classes
 
 
@@ -69,7 +69,7 @@ def without_traceback(error: BaseException) -> BaseException:
             OSError.__init__(likeness, *error.args)  # a subclass with an __init__ of its own leaves it to that
         likeness.args = error.args
         likeness.__dict__.update(error.__dict__)
-    except Exception:
+    except BaseException:  # whatever the user's class raises here is not the caller's business
         return error
     return likeness
 

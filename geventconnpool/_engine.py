@@ -276,6 +276,8 @@ class Engine:
     def _tell(self) -> None:
         if self.queue.news:
             event = self.queue.news.popleft()
+            if type(event) is events.HookFailed and event.hook == "choose":  # asked in the middle of a transition
+                self.pass_on_system_error(event.error)
             for feed in self._feeds:
                 feed.put(event)
 
@@ -357,7 +359,7 @@ class Engine:
     def stop_alarms(self) -> None:
         """The pool is closed: nothing becomes due any more, and nothing of ours keeps the loop alive."""
         self._heap.clear()
-        self._timer_due = inf
+        self._timer_due = -inf  # the earliest there can be: no other is ever set
         if self._timer is not None:
             self._timer.close()
 
@@ -434,7 +436,8 @@ class Engine:
         """Return the address a connection leads to, None if that cannot be told, or not soon."""
         try:
             return self.bounded(PEER_TIMEOUT, "getpeername", slot.endpoint, _peer_of, connection)
-        except BaseException:  # a kill, too: the connection is there, and must be taken or closed
+        except BaseException as error:  # a kill, too: the connection is there, and must be taken or closed
+            self.pass_on_system_error(error)
             return None
 
     def _watch(self, connection: Any, slot: Slot, hooks: Any) -> None:
@@ -445,7 +448,7 @@ class Engine:
         except BaseException as error:  # as above
             descriptor = None
             forget_locals(error)
-            if not isinstance(error, (HookTimeout, GreenletExit)):  # bounded() has told, or the pool is closed
+            if type(error) not in (HookTimeout, GreenletExit):  # bounded() has told, or the pool is closed
                 self.queue.news.append(events.HookFailed(self._name, slot.endpoint, "_fileno", error))
             self.pass_on_system_error(error)
         asks_object = getattr(hook, "__func__", None) is self._default_fileno
@@ -481,7 +484,7 @@ class Engine:
             self.bounded(CLOSE_TIMEOUT, hook, slot.endpoint, getattr(hooks, hook), slot.connection)
         except BaseException as error:
             forget_locals(error)
-            if not isinstance(error, HookTimeout):  # of which bounded() has told
+            if type(error) is not HookTimeout:  # of which bounded() has told
                 self.queue.news.append(events.HookFailed(self._name, slot.endpoint, hook, error))
             self.pass_on_system_error(error)
         self._conclude(slot, slot.pool.closed)
@@ -521,7 +524,7 @@ class Engine:
 
 def pass_on_system_error(hub: Any, error: BaseException) -> None:
     """Let KeyboardInterrupt and SystemExit out of a hook end the program, as the hub does, and no loop of ours."""
-    if isinstance(error, SYSTEM):
+    if issubclass(type(error), SYSTEM):  # isinstance() may ask the object for its class, and get any answer
         hub.loop.run_callback(hub.handle_error, None, type(error), error, error.__traceback__)
 
 
@@ -569,18 +572,31 @@ def forget_locals(error: BaseException) -> None:
     """Drop what the frames of a failed hook hold, and our own frames: the error is kept as last_error, in logs and
     events, a half-open socket or a whole pool should not be.
     """
-    traceback = error.__traceback__
+    traceback = _traceback_of(error)
     while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
         traceback = traceback.tb_next
-    error.__traceback__ = traceback
+    BaseException.with_traceback(error, traceback)
     seen: set[int] = set()
     chain: list[BaseException | None] = [error]
     while chain:
         link = chain.pop()
         if link is not None and id(link) not in seen:
             seen.add(id(link))
-            chain += (link.__cause__, link.__context__)
-            _clear_frames(link.__traceback__)
+            chain += (_cause_of(link), _context_of(link), *_members_of(link))
+            _clear_frames(_traceback_of(link))
+
+
+# An exception of the user's may refuse any attribute, or answer with anything. These ask the object itself.
+_traceback_of: Callable[[BaseException], TracebackType | None] = BaseException.__dict__["__traceback__"].__get__
+_cause_of: Callable[[BaseException], BaseException | None] = BaseException.__dict__["__cause__"].__get__
+_context_of: Callable[[BaseException], BaseException | None] = BaseException.__dict__["__context__"].__get__
+
+
+def _members_of(error: BaseException) -> tuple[BaseException, ...]:
+    if not issubclass(type(error), BaseExceptionGroup):
+        return ()
+    members: tuple[BaseException, ...] = BaseExceptionGroup.__dict__["exceptions"].__get__(error)
+    return members
 
 
 def _clear_frames(traceback: TracebackType | None) -> None:

@@ -373,7 +373,7 @@ class Lender(ABC):
         if slot.pool.queue is not self.engine.queue or self.engine.is_inherited:
             return
         self.engine.end_later(slot, exc)
-        if not isinstance(exc, GeneratorExit):
+        if not issubclass(type(exc), GeneratorExit):
             self.engine.refuse_thread()
 
     def _end(self, slot: Slot, verdict: str | None, error: BaseException | None) -> None:
@@ -392,7 +392,7 @@ class Lender(ABC):
         if exc is not None:
             if self._is_connection_error(exc, slot):
                 return ERROR
-            if not isinstance(exc, Exception):
+            if not issubclass(type(exc), Exception):
                 return INTERRUPTED
         if self._asks_reusable and slot.doomed in PROVISIONAL and not self._is_reusable(slot):
             return NOT_REUSABLE
@@ -404,7 +404,7 @@ class Lender(ABC):
         return self._hooks()
 
     def _is_connection_error(self, exc: BaseException, slot: Slot) -> bool:
-        if isinstance(exc, GeneratorExit):
+        if issubclass(type(exc), GeneratorExit):
             return False  # perhaps of a lease that is being collected, when nothing of the user's may run
         try:
             return bool(self.user._is_connection_error(exc))

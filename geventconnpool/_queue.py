@@ -84,6 +84,7 @@ class Slot:
         "endpoint",
         "expires",
         "is_past",
+        "is_reset",
         "jitter",
         "kept",
         "owner",
@@ -111,6 +112,7 @@ class Slot:
         self.jitter = jitter  # how much of ``keepalive`` to wait
         self.doomed: str | None = None  # why it will be closed when it comes back
         self.is_past = False  # from before an ejection: what it tells counts for nothing
+        self.is_reset = False  # a probe from before a reset: replaced when it has passed
         self.probe = probe  # opened to find out whether an ejected endpoint is back
         self.by_hand = False  # borrowed by acquire(), so release() may return it
         self.owner: Any = None  # the greenlet that borrowed it
@@ -201,7 +203,7 @@ class Queue:
         return True
 
     def wants_more(self, pool: Slots) -> bool:
-        """Say whether a pool that has what it keeps at least should open one more; overridden where there are more."""
+        """Say whether a pool that has what it keeps should open one more for those who want just that pool."""
         return pool.shortage > 0
 
     def join(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
@@ -228,8 +230,8 @@ class Queue:
         del self.waiting[waiter]
         if waiter.only is not None:
             waiter.only.waiting -= 1
-        if not self.waiting and not self.keeps_some and not self.is_down:
-            self.bare_since = inf  # nobody wants any
+        if not self._is_wanted:
+            self.bare_since = inf
 
     def refuse(self, error: Callable[[], BaseException], only: Slots | None = None) -> None:
         """Settle with an error of its own each waiter, or each that wants that one pool."""
@@ -237,13 +239,18 @@ class Queue:
             if only is None or waiter.only is only:
                 self.settle(waiter, error=error())
 
+    @property
+    def _is_wanted(self) -> bool:
+        """Whether there should be a connection: because some are kept, or somebody waits, or it has been tried."""
+        return bool(self.keeps_some or self.waiting or self.is_down or self.failing)
+
     def judge(self, now: float) -> None:
         """Note since when there has been no live connection though one is wanted."""
         if self.live:
             self.bare_since = inf
             self.is_down = False
-        elif not (self.keeps_some or self.waiting or self.is_down):
-            self.bare_since = inf  # nobody wants any
+        elif not self._is_wanted:
+            self.bare_since = inf
         elif self.bare_since == inf:
             self.bare_since = now
             if now + self.fail_after < self.alarm:

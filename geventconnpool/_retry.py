@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial, wraps
 from math import inf
@@ -145,18 +146,19 @@ class Policy:
 def _check_template(parameter: str, template: object) -> None:
     """Raise unless the text can be formatted: at the first failure it would hide that."""
     if not isinstance(template, str):
-        raise TypeError(f"{parameter} must be a str, not {template!r}")
+        raise TypeError(f"{parameter} must be a str, not {show(template)}")
     try:
-        template.format(f="f", e=Exception())
+        template.format(f="f", e=Exception(*"arguments"))
     except (LookupError, ValueError) as error:
-        raise ValueError(f"{parameter} may use {{f}} and {{e}}, {template!r} does not: {error!r}") from None
+        raise ValueError(f"{parameter} may use {{f}} and {{e}}, {show(template)} does not: {error!r}") from None
     except Exception:  # an attribute that the exceptions to come may have
         return
 
 
 def _tell(error: BaseException, history: list[str]) -> None:
     if history:
-        error.add_note("\n".join(history))
+        with suppress(Exception):  # an exception that takes no note is raised without
+            error.add_note("\n".join(history))
 
 
 def _remember(history: list[str], line: str) -> None:
@@ -255,7 +257,7 @@ def retry(
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         if not callable(function):
-            raise TypeError(f"retry cannot call {function!r}")
+            raise TypeError(f"retry cannot call {show(function)}")
 
         @wraps(function)
         def retrying(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -148,6 +148,7 @@ class Slots:
         self._failed_at = -inf
         self._retry_factor = 1.0
         self.trouble_at = -inf  # last failure of a connect, a keepalive or a call; or a connection found closed
+        self._is_overdue = False  # a connection is too old, and may not go before there is another
         self._prune_at = inf  # before that, no connection is too old or has rested for too long
         self.last_error: BaseException | None = None
 
@@ -387,6 +388,8 @@ class Slots:
             return False
         if self.mode is not RUNNING:
             return self._probe_wanted
+        if self._is_overdue and self.failures:
+            return True
         least = self.min_size or self.queue.is_down  # when all are down, one tries
         return len(self.slots) - self.closing < least or self.queue.wants_more(self)
 
@@ -403,6 +406,20 @@ class Slots:
     def may_grow(self, now: float) -> bool:
         """Say whether a connection could be opened now, if one was wanted."""
         return self.mode is RUNNING and len(self.slots) < self.size and self._is_free_to_connect(now)
+
+    @transition
+    def open_one(self, now: float) -> bool:
+        """Open one for somebody who waits, maybe not just for this pool. False if there is no getting through."""
+        if not self.may_grow(now) or not self._gate.enter(self):
+            return False
+        self._connect(now)
+        return True
+
+    @transition
+    def await_retry(self) -> None:
+        """Look again when the next attempt is due, though this pool may have no use for it."""
+        if self.failures and self.mode is RUNNING and len(self.slots) < self.size and not self.connecting:
+            self._ring_at(self.retry_at)
 
     def _may_connect(self, now: float) -> bool:
         return self._wants_one and self._is_free_to_connect(now)
@@ -548,7 +565,9 @@ class Slots:
         self._series = 0
         self._retire_idle(RESET)
         for slot in self.slots:
-            if not slot.probe:
+            if slot.probe:
+                slot.is_reset = True  # when it has told what it was opened for
+            else:
                 self._doom(slot, RESET)
         self.plan(now)
 
@@ -613,6 +632,8 @@ class Slots:
             self._retire(slot, cause)
         elif self._has_moved(slot):
             self._retire(slot, MOVED)
+        elif slot.is_reset:
+            self._retire(slot, RESET)
         else:
             self._free(slot, now)
 
@@ -672,9 +693,13 @@ class Slots:
 
     def _may_replace(self, is_open: int) -> bool:
         """Say whether an old connection of so many may go: not too many at once, not while none can be had instead."""
-        is_failing = self.failures and (self.connecting or self._wants_one)
         missing = max(self.closing + self.connecting, self.min_size - is_open)
-        return not is_failing and missing < self.max_connecting
+        return not self._is_stuck(is_open) and missing < self.max_connecting
+
+    def _is_stuck(self, is_open: int) -> bool:
+        """Say whether connects fail while one is wanted, or could be had in advance of the end of an old one."""
+        has_room = is_open <= self.min_size and len(self.slots) < self.size
+        return bool(self.failures and (self.connecting or self._wants_one or has_room))
 
     def _prune(self, now: float) -> None:
         """Retire what is too old, or above ``min_size`` and unused for too long.
@@ -684,11 +709,14 @@ class Slots:
         if now < self._prune_at:
             return
         rests = self._surplus_rests
+        self._is_overdue = False
         for slot in sorted(self.idle, key=lambda slot: slot.seen):
             if slot.expires <= now and self._may_replace(self.open):
                 self._retire(self._remove(self.idle.index(slot)), LIFETIME)
             elif slot.seen + rests <= now and self.open > self.min_size:
                 self._retire(self._remove(self.idle.index(slot)), UNUSED)
+            elif slot.expires <= now and self._is_stuck(self.open):
+                self._is_overdue = True
         for slot in self.slots:
             if slot.state in (IN_USE, CHECKING) and slot.doomed in (None, RESIZED) and slot.expires <= now:
                 slot.doomed = LIFETIME
@@ -697,7 +725,7 @@ class Slots:
     def _next_prune(self, now: float) -> float:
         """Return when to look again: what is in use now is unused ``max_idle`` from now at the earliest."""
         rests = self._surplus_rests
-        due = now + rests
+        due = now + rests if self.open > self.min_size else inf  # of what will be above it, ``opened`` takes care
         for slot in self.slots:
             if slot.state in (IDLE, IN_USE, CHECKING) and slot.doomed in (None, RESIZED):
                 due = min(due, slot.expires)
@@ -706,7 +734,9 @@ class Slots:
         return due
 
     def _set_alarm(self, now: float) -> None:
-        due = self._next_due(now)
+        self._ring_at(self._next_due(now))
+
+    def _ring_at(self, due: float) -> None:
         if due < self.alarm:
             self.alarm = due
             self.queue.todo.append((ALARM, self))

@@ -197,19 +197,19 @@ class Options:
         self.fail_after = _check.seconds_or_none("fail_after", fail_after)
         self.hold_warning = _check.seconds_or_none("hold_warning", hold_warning, positive=True)
         if lifo is not None and not isinstance(lifo, bool):
-            raise TypeError(f"lifo must be True, False or None, not {lifo!r}")
+            raise TypeError(f"lifo must be True, False or None, not {_check.show(lifo)}")
         self.lifo = lifo
         self.exc_classes = _check.exception_classes("exc_classes", exc_classes)
         self.keepalive = _check.seconds_or_none("keepalive", keepalive) or 0.0
         if self.keepalive and not self.has_keepalive:
-            raise TypeError(f"keepalive={keepalive!r} needs {kind.__name__} to override _keepalive")
+            raise TypeError(f"keepalive={_check.show(keepalive)} needs {kind.__name__} to override _keepalive")
         self.timeout = _check.seconds_or_none("timeout", timeout)
         self.max_connecting = _check.integer("max_connecting", max_connecting, 1)
         self.open_timeout = _check.seconds("open_timeout", open_timeout, positive=True)
         given = _check.seconds_or_none("keepalive_timeout", keepalive_timeout, positive=True)
         self.keepalive_timeout = given or min(self.keepalive or 10.0, 10.0)
         if name is not None and not isinstance(name, str):
-            raise TypeError(f"name must be a str, not {name!r}")
+            raise TypeError(f"name must be a str, not {_check.show(name)}")
         self.name = name or f"{kind.__name__}-{next(_numbers)}"
         _check.function("on_event", on_event)
         self.on_event = on_event
@@ -372,7 +372,7 @@ class ConnectionPool(Borrowing[C]):
         """
         wanted = self._lender.slots.min_size if n is None else _check.integer("n", n, 0, self.size)
         seconds = _check.seconds_or_none("timeout", timeout)
-        self._lender.wait(lambda: self._lender.count_open() >= wanted, seconds, warm=wanted)
+        self._lender.wait(lambda: self._lender.count_open() >= min(wanted, self.size), seconds, warm=wanted)
 
     def stats(self) -> events.PoolStats:
         """Return how the pool stands, as a frozen value. Cheap; never switches."""

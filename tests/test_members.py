@@ -831,7 +831,7 @@ def test_every_endpoint_replaces_all_its_connections_at_a_reset():
     assert slot.doomed == "reset"
 
 
-def test_a_probe_goes_on_at_a_reset():
+def test_a_probe_goes_on_at_a_reset_and_is_replaced_when_it_has_told():
     cluster = filled(A, B)
     cluster.fail(A)
     cluster.close_all()
@@ -842,7 +842,7 @@ def test_a_probe_goes_on_at_a_reset():
     cluster.shell.open(slot)
 
     assert cluster.state_of(A) == ["active"]
-    assert slot.state == "idle"
+    assert (slot.state, slot.doomed) == ("closing", "reset")
 
 
 def test_every_endpoint_is_resized():

@@ -116,15 +116,15 @@ def parse_service(service: str) -> tuple[str, int | None]:
     says that no search list applies. Raises :class:`TypeError` or :class:`ValueError`, naming ``service``.
     """
     if not isinstance(service, str):
-        raise TypeError(f"service must be a str, not {service!r}")
+        raise TypeError(f"service must be a str, not {_check.show(service)}")
     if canonical_ip(service) is not None:
-        raise ValueError(f"service {service!r} is an IP address without a port")
+        raise ValueError(f"service {_check.show(service)} is an IP address without a port")
     host, colon, port = service.rpartition(":") if ":" in service else (service, "", "")
     name = _service_name(service, host)
     if not colon:
         return name, None
     if name.startswith("_"):
-        raise ValueError(f"service {service!r} is an SRV name, whose ports come from DNS, with a port")
+        raise ValueError(f"service {_check.show(service)} is an SRV name, whose ports come from DNS, with a port")
     return name, _service_port(service, port)
 
 
@@ -182,10 +182,10 @@ def _set(target: object, name: str, value: object) -> None:
 
 def _host(parameter: str, value: str) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{parameter} must be a str, not {value!r}")
+        raise TypeError(f"{parameter} must be a str, not {_check.show(value)}")
     name = canonical_ip(value) or value.lower().removesuffix(".")
     if not is_host(name):
-        raise ValueError(f"{parameter} is neither a host name nor an IP address: {value!r}")
+        raise ValueError(f"{parameter} is neither a host name nor an IP address: {_check.show(value)}")
     return name
 
 
@@ -215,11 +215,11 @@ def _service_name(service: str, host: str) -> str:
     bracketed = host.startswith("[") and host.endswith("]")
     name = canonical_ip(host[1:-1] if bracketed else host) or host.lower()
     if not is_host(name.removesuffix(".")) or bracketed != (":" in name):
-        raise ValueError(f"service {service!r} is neither a name nor a name with a port")
+        raise ValueError(f"service {_check.show(service)} is neither a name nor a name with a port")
     return name
 
 
 def _service_port(service: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535):
-        raise ValueError(f"service {service!r} has a port that is not between 1 and 65535")
+        raise ValueError(f"service {_check.show(service)} has a port that is not between 1 and 65535")
     return int(text)

@@ -77,10 +77,6 @@ class ClusterQueue(Queue):
             return waiter.only is pool
         return self.members.is_eligible(pool.observer, waiter.avoid)
 
-    def wants_more(self, pool: Slots) -> bool:
-        """Say whether more connect is wanted than is under way, at that endpoint or anywhere."""
-        return pool.shortage > 0 or self.members.wants_more(pool.observer)
-
     def planned(self, now: float) -> None:
         super().planned(now)
         self.members.grow(now)
@@ -185,7 +181,7 @@ class Members:
         self.alarm = inf
         self.is_shut = False
         self.warming: list[int] = []  # how many open connections others wait for
-        self._is_growing = False
+        self._grows = False  # whether pools open more than they keep
         self.is_empty = False  # an answer named no endpoint (those that drain are the past)
         self._balancer = balancer
         self._open_pool = open_pool
@@ -246,10 +242,12 @@ class Members:
         """Ask the balancer, which may be the user's and is asked inside transitions: they must not break with it."""
         try:
             chosen = self._balancer.choose(candidates, now)
-            if chosen in candidates:
+            if type(chosen) is Member and chosen in candidates:  # not what is only equal to one
                 return chosen
             raise ValueError(f"choose returned {show(chosen)}, which is no candidate")
-        except Exception as error:
+        except BaseException as error:
+            if not self.queue.busy and not isinstance(error, Exception):
+                raise  # it switched, and its caller was interrupted
             self.queue.news.append(events.HookFailed(self.name, None, "choose", error))
             return candidates[0]
 
@@ -263,66 +261,37 @@ class Members:
         else:
             self.grow(now)
 
-    def _groups(self) -> list[frozenset[Endpoint]]:
-        """Return what those who wait would rather avoid; those who have the least choice come first."""
-        return sorted({**self.queue.avoiding, frozenset[Endpoint](): 0}, key=len, reverse=True)
-
-    def _shortage(self, avoid: frozenset[Endpoint]) -> int:
-        """Return how many connects more are wanted by those who would rather avoid these, or these and others."""
-        waiting = sum(count for other, count in self.queue.avoiding.items() if avoid <= other)
-        if not avoid:
-            waiting += self._to_warm
-        return waiting - sum(member.pool.connecting for member in self.eligible(avoid))
-
-    @property
-    def _to_warm(self) -> int:
-        if not self.warming:
-            return 0
-        return max(0, max(self.warming) - sum(member.pool.open for member in self.available))
-
-    def _is_of_use(self, member: Member) -> bool:
-        """Say whether more connections of an endpoint, than are to come, could be used at once."""
-        counts = self.queue.avoiding.items()
-        waiting = sum(count for avoid, count in counts if self.is_eligible(member, avoid))
-        to_warm = self._to_warm if self.is_eligible(member, ()) else 0
-        return member.pool.connecting < waiting + to_warm
-
-    def wants_more(self, member: object) -> bool:
-        """Say whether an endpoint should open more than it keeps, for those who wait for any."""
-        if not isinstance(member, Member) or not self._is_of_use(member):
-            return False
-        return any(self.is_eligible(member, avoid) and self._shortage(avoid) > 0 for avoid in self._groups())
-
     @transition
     def grow(self, now: float) -> None:
-        """Have endpoints that are to open more than they keep do so while somebody waits, as the balancer prefers."""
-        if self._is_growing or not (self.queue.avoiding or self.warming):
+        """Have endpoints that may open more than they keep do so while somebody waits, as the balancer prefers.
+
+        A connect under way is for those who want just that endpoint, then for those who avoid the most.
+        """
+        if not self._grows or self.is_shut or not (self.queue.avoiding or self.warming):
             return
-        self._is_growing = True
-        try:
-            for avoid in self._groups():
-                self._grow_for(avoid, now)
-        finally:
-            self._is_growing = False
-
-    def _grow_for(self, avoid: frozenset[Endpoint], now: float) -> None:
-        while self._shortage(avoid) > 0:
+        available = self.available
+        spare = {m: m.pool.connecting - m.pool.waiting for m in available if m.pool.connecting > m.pool.waiting}
+        for avoid in sorted(self.queue.avoiding, key=len, reverse=True):
             eligible = self.eligible(avoid)
-            candidates = [m for m in eligible if m.pool.may_grow(now) and self._is_of_use(m)]
-            if not candidates:
-                self._await_retry(eligible, now)
-                return
-            pool = self._choose(candidates, now).pool
-            connecting = pool.connecting
-            pool.plan(now)
-            if pool.connecting == connecting:
-                return  # the gate is shut: whoever stands before it goes on when it opens
+            wanted = self.queue.avoiding[avoid]
+            for member in eligible:
+                used = min(wanted, spare.get(member, 0))
+                if used:
+                    spare[member] -= used
+                    wanted -= used
+            self._open(eligible, wanted, now)
+        there = sum(m.pool.open + m.pool.connecting for m in available)
+        self._open(self._eligible, max(self.warming, default=0) - there, now)
 
-    def _await_retry(self, members: Iterable[Member], now: float) -> None:
-        """Have those that may not connect yet do so when they may."""
-        for pool in [member.pool for member in members]:
-            if pool.failures and pool.alarm > pool.retry_at > now:
-                pool.plan(now)
+    def _open(self, eligible: Sequence[Member], wanted: int, now: float) -> None:
+        """Open so many, each where the balancer prefers; for what there is no room now, look again when there is."""
+        while wanted > 0 and (candidates := [m for m in eligible if m.pool.may_grow(now)]):
+            if not self._choose(candidates, now).pool.open_one(now):
+                return  # the gate is shut: whoever stands before it goes on when it opens
+            wanted -= 1
+        if wanted > 0:
+            for member in eligible:
+                member.pool.await_retry()
 
     def _eligibility_changed(self, now: float) -> None:
         """Recompute who is eligible, and serve waiters who may now use what is idle, oldest first."""
@@ -367,6 +336,7 @@ class Members:
         pool = self._open_pool(endpoint)
         member = Member(self, endpoint, pool)
         pool.observer = member
+        self._grows = pool.min_size < pool.size
         self._members[endpoint] = member
         self.queue.news.append(events.EndpointAdded(self.name, endpoint))
         pool.plan(now)
@@ -508,6 +478,7 @@ class Members:
     def resize(self, size: int, min_size: int, now: float) -> None:
         """Have so many connections to each endpoint."""
         self.queue.keeps_some = min_size > 0
+        self._grows = min_size < size
         for member in self._members.values():
             member.pool.resize(size, min_size, now)
         self.queue.planned(now)

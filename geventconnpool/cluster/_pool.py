@@ -192,6 +192,7 @@ class ClusterLender(Lender):
         self.begin(engine)
 
     def start(self) -> None:
+        self.engine.queue.judge(monotonic())  # the time without any endpoint counts, too
         self.discovery.start(self.members)
         self.engine.act()
 
@@ -445,7 +446,7 @@ class ClusterPool(Borrowing[C]):
         )
         resolver, question = _who_to_ask(service, resolver)
         if outlier is not None and not isinstance(outlier, OutlierDetection):
-            raise TypeError(f"outlier must be an OutlierDetection or None, not {outlier!r}")
+            raise TypeError(f"outlier must be an OutlierDetection or None, not {show(outlier)}")
         seconds = _check.seconds("drain_timeout", drain_timeout)
         self._lender = ClusterLender(options, Plan(resolver, question, balancer, outlier, seconds), self)
         self._lender.start()
@@ -529,19 +530,19 @@ def _who_to_ask(service: Any, resolver: Any) -> tuple[Resolver, str | None]:
         parse_service(service)
         return DNSResolver(), service
     if isinstance(service, DNSResolver):
-        raise TypeError(f"service must be a name to look up with resolver={service!r}")
+        raise TypeError(f"service must be a name to look up with resolver={show(service)}")
     if _is_resolver(service):
         return service, None
     if not isinstance(service, Iterable) or isinstance(service, bytes):
-        raise TypeError(f"service must be a name, endpoints or a resolver, not {service!r}")
+        raise TypeError(f"service must be a name, endpoints or a resolver, not {show(service)}")
     return StaticResolver(service), None
 
 
 def _given(service: Any, resolver: Any) -> tuple[Resolver, str]:
     if not _is_resolver(resolver):
-        raise TypeError(f"resolver must have a method resolve, not {resolver!r}")
+        raise TypeError(f"resolver must have a method resolve, not {show(resolver)}")
     if not isinstance(service, str):
-        raise TypeError(f"service must be a name where a resolver is given, not {service!r}")
+        raise TypeError(f"service must be a name where a resolver is given, not {show(service)}")
     if isinstance(resolver, DNSResolver):
         parse_service(service)
     return resolver, service
@@ -553,8 +554,8 @@ def _is_resolver(candidate: Any) -> bool:
 
 def _make_balancer(factory: Callable[[], Balancer]) -> Balancer:
     if not callable(factory):
-        raise TypeError(f"balancer must be a class or another callable without arguments, not {factory!r}")
+        raise TypeError(f"balancer must be a class or another callable without arguments, not {show(factory)}")
     balancer = factory()
     if not callable(getattr(balancer, "choose", None)):
-        raise TypeError(f"balancer must make an object with a method choose, not {balancer!r}")
+        raise TypeError(f"balancer must make an object with a method choose, not {show(balancer)}")
     return balancer

@@ -277,13 +277,13 @@ def _as_endpoint(value: object) -> Endpoint:
     if isinstance(value, Endpoint):
         return value
     if not isinstance(value, tuple) or len(value) != 2:
-        raise TypeError(f"endpoints must hold Endpoint objects or (host, port), not {value!r}")
+        raise TypeError(f"endpoints must hold Endpoint objects or (host, port), not {_check.show(value)}")
     return Endpoint(*value)
 
 
 def _nameservers(nameservers: Iterable[str | tuple[str, int]]) -> tuple[tuple[str, int], ...]:
     if isinstance(nameservers, str) or not isinstance(nameservers, Iterable):
-        raise TypeError(f"nameservers must be a list of addresses or (address, port), not {nameservers!r}")
+        raise TypeError(f"nameservers must be a list of addresses or (address, port), not {_check.show(nameservers)}")
     servers = tuple(map(_nameserver, nameservers))
     if not servers:
         raise ValueError("nameservers is empty")
@@ -293,8 +293,8 @@ def _nameservers(nameservers: Iterable[str | tuple[str, int]]) -> tuple[tuple[st
 def _nameserver(value: object) -> tuple[str, int]:
     address, port = value if isinstance(value, tuple) and len(value) == 2 else (value, _DNS_PORT)
     if not isinstance(address, str):
-        raise TypeError(f"nameservers must hold addresses or (address, port), not {value!r}")
+        raise TypeError(f"nameservers must hold addresses or (address, port), not {_check.show(value)}")
     canonical = canonical_ip(address)
     if canonical is None:
-        raise ValueError(f"nameservers must hold IP addresses or (address, port), not {value!r}")
+        raise ValueError(f"nameservers must hold IP addresses or (address, port), not {_check.show(value)}")
     return canonical, _check.integer("the port in nameservers", port, 1, 65535)
