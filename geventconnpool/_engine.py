@@ -18,7 +18,6 @@ nobody.
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
 import sys
@@ -36,7 +35,7 @@ from traceback import StackSummary, walk_stack, walk_tb
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
-from gevent import Greenlet, GreenletExit, Timeout, get_hub, getcurrent
+from gevent import GreenletExit, Timeout, get_hub, getcurrent
 from gevent.monkey import get_original
 
 from geventconnpool import _fork, events
@@ -59,6 +58,7 @@ from geventconnpool._queue import (
     Timed,
     Waiter,
 )
+from geventconnpool._worker import Worker
 
 R = TypeVar("R")
 
@@ -90,34 +90,6 @@ class HookTimeout(Timeout):
     __repr__ = __str__
 
 
-class Worker(Greenlet):  # type: ignore[type-arg]  # it is not generic where it runs
-    """A greenlet of ours: it takes no step in the child of a fork, where the parent's are still scheduled."""
-
-    def __init__(self, run: Callable[[], None]) -> None:
-        super().__init__(run)
-        self._stamp = stamp[0]
-
-    def switch(self, *args: Any) -> Any:
-        if stamp[0] != self._stamp:
-            return _hush(*args)
-        return super().switch(*args)
-
-    def throw(self, *args: Any) -> Any:
-        return super().throw(*args) if stamp[0] == self._stamp else None
-
-
-def _hush(*args: Any) -> None:
-    """Stop the watcher that would wake an inherited greenlet, else the loop would try for ever.
-
-    Nothing but the collector knows who holds what is passed at the wake-up: a tuple of arguments, held by the watcher.
-    """
-    for waiter in args:
-        for holder in gc.get_referrers(waiter):
-            for watcher in gc.get_referrers(holder) if isinstance(holder, tuple) else ():
-                if hasattr(watcher, "stop") and hasattr(watcher, "active"):
-                    watcher.stop()
-
-
 class Watch:
     """A greenlet that waits until ``is_done()``, asked after each transition."""
 
@@ -141,6 +113,7 @@ class Feed:
         self._events: deque[events.Event] = deque()
         self._dropped = 0
         self._is_running = False
+        self._stamp = stamp[0]
 
     def put(self, event: events.Event) -> None:
         if len(self._events) >= EVENTS_KEPT:
@@ -159,11 +132,11 @@ class Feed:
     def _ended(self, greenlet: Any) -> None:
         """It is done, or somebody killed it."""
         self._is_running = False
-        if self._events:
+        if self._events and stamp[0] == self._stamp:
             self._start()
 
     def _run(self) -> None:
-        while self._events:
+        while self._events and stamp[0] == self._stamp:  # what is told may fork
             event = self._next()
             try:
                 self._consume(event)
@@ -251,15 +224,20 @@ class Engine:
         if get_ident() == self.thread:
             self.stop_alarms()
         else:  # the collector runs wherever garbage is made; sockets are closed where they belong
-            self.hub.loop.run_callback_threadsafe(connections.clear)
+            self.hub.loop.run_callback_threadsafe(self._let_go, connections)
+
+    def _let_go(self, connections: list[Any]) -> None:
+        if self.is_inherited:
+            _fork.keep(list(connections))
+        connections.clear()
 
     # -- acting --------------------------------------------------------------------------------------------------------
 
     def act(self) -> None:
         """Do what the transitions just made have left to do. Never switches."""
         queue = self.queue
-        if queue.busy or self._is_acting or self.is_over:
-            return  # the collector ended a lease in the middle of it; who began will see to the end
+        if queue.busy or self._is_acting or self.is_over or sys.is_finalizing():
+            return  # the collector ended a lease in the middle of it, who began will see to the end; or nobody will
         self._is_acting = True
         try:
             while queue.todo or queue.news:
@@ -291,6 +269,9 @@ class Engine:
         self.hub.loop.run_callback_threadsafe(self._end_late, slot)
 
     def _end_late(self, slot: Slot) -> None:
+        pool = self.hooks()  # held, see _ring
+        if pool is None:
+            return
         slot.owner = None
         slot.pool.plan(monotonic())  # any transition: leases that ended late are dealt with at its end
         self.act()
@@ -323,9 +304,8 @@ class Engine:
     def _wake_soon(self, sleeper: Waiter | Watch) -> None:
         self.hub.loop.run_callback(self._wake, sleeper)
 
-    @staticmethod
-    def _wake(sleeper: Waiter | Watch) -> None:
-        if sleeper.greenlet is not None:
+    def _wake(self, sleeper: Waiter | Watch) -> None:
+        if sleeper.greenlet is not None and not self.is_inherited:  # the turn of the loop may be a child's
             sleeper.greenlet.switch()
 
     def wait_until(self, is_done: Callable[[], bool], timeout: float | None) -> bool:
@@ -392,7 +372,8 @@ class Engine:
 
         def look(greenlet: Any) -> None:
             self.workers.discard(greenlet)
-            if not started:
+            pool = self.hooks()  # held, see _ring
+            if not started and pool is not None:
                 abandoned(GreenletExit())
 
         worker = Worker(run)
@@ -415,8 +396,11 @@ class Engine:
 
     def _open(self, slot: Slot, failed: Callable[[BaseException], None]) -> None:
         arguments = () if slot.endpoint is None else (slot.endpoint,)
+        hooks: Any = None
+        hook: Any = None
+        connection: Any = None
         try:
-            hooks: Any = self.hooks()
+            hooks = self.hooks()
             hook = hooks._new_connection
             connection = self.bounded(self._open_timeout, "_new_connection", slot.endpoint, hook, *arguments)
             if connection is None or connection is False:  # ``bool()`` of some client objects raises
@@ -431,6 +415,8 @@ class Engine:
             self.pass_on_system_error(error)
         else:
             self._conclude(slot, slot.pool.opened, connection)
+        finally:
+            hooks = hook = connection = None  # the frames of an error lead here, too
 
     def _peer_of(self, connection: Any, slot: Slot) -> str | None:
         """Return the address a connection leads to, None if that cannot be told, or not soon."""
@@ -459,8 +445,8 @@ class Engine:
         slot.worker = self.spawn(partial(self._check, slot, failed), failed)
 
     def _check(self, slot: Slot, failed: Callable[[BaseException], None]) -> None:
+        hooks: Any = self.hooks()
         try:
-            hooks: Any = self.hooks()
             self.bounded(self._keepalive_timeout, "_keepalive", slot.endpoint, hooks._keepalive, slot.connection)
             if slot.poller is None or not slot.poller.asks_object:
                 self._watch(slot.connection, slot, hooks)
@@ -470,6 +456,8 @@ class Engine:
             self.pass_on_system_error(error)
         else:
             self._conclude(slot, slot.pool.kept_alive)
+        finally:
+            del hooks
 
     def _start_closing(self, slot: Slot, error: BaseException | None = None) -> None:
         """Start to close; again, if somebody killed the greenlet before it had begun."""
@@ -479,8 +467,8 @@ class Engine:
         slot.worker = self.spawn(partial(self._close, "_abort_connection", slot), partial(self._start_aborting, slot))
 
     def _close(self, hook: str, slot: Slot) -> None:
+        hooks: Any = self.hooks()
         try:
-            hooks: Any = self.hooks()
             self.bounded(CLOSE_TIMEOUT, hook, slot.endpoint, getattr(hooks, hook), slot.connection)
         except BaseException as error:
             forget_locals(error)
@@ -488,6 +476,7 @@ class Engine:
                 self.queue.news.append(events.HookFailed(self._name, slot.endpoint, hook, error))
             self.pass_on_system_error(error)
         self._conclude(slot, slot.pool.closed)
+        del hooks
 
     def _cancel(self, slot: Slot) -> None:
         """Make a connect that nobody wants any more end soon."""
@@ -510,12 +499,14 @@ class Engine:
             return hook(*args)
         finally:
             timer.close()
+            del hook, args  # the frames of an error lead here, and it may be kept
 
     def _throw(self, timer: Any, greenlet: Any, bound: HookTimeout) -> None:
         if self.is_inherited:
             timer.stop()
             return
-        if not bound.is_told:
+        pool = self.hooks()  # held, see _ring
+        if not bound.is_told and pool is not None:
             bound.is_told = True
             self.queue.news.append(events.HookFailed(self._name, bound.endpoint, bound.hook, bound))
             self.act()
@@ -538,7 +529,8 @@ def stack_of(greenlet: Any) -> StackSummary:
 def _ring(engine: weakref.ref[Engine]) -> None:
     """The timer knows its engine by a weak reference only, so that a forgotten pool can go."""
     alive = engine()
-    if alive is not None:
+    pool = None if alive is None else alive.hooks()  # held: it must not be collected in the middle of what follows
+    if alive is not None and pool is not None:
         alive.ring()
 
 

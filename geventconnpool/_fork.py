@@ -76,7 +76,18 @@ def enrol(heir: Heir) -> None:
 def bury(heir: Heir) -> None:
     """Keep what was inherited, untouched, until the process ends."""
     _living.discard(heir)
-    _graveyard.append(heir.property())
+    keep(heir.property())
+
+
+def keep(inherited: Any) -> None:
+    """Keep something inherited until the process ends."""
+    _graveyard.append(inherited)
+
+
+def after_in_child(call: Callable[[], None]) -> None:
+    """Have something called in each child, where Python knows of it, as soon as it runs."""
+    if _register is not None:
+        _register(after_in_child=call)
 
 
 def _bury_all() -> None:

@@ -158,16 +158,13 @@ class Lender(ABC):
         if engine.is_inherited:
             _fork.bury(engine)
             return
-        if engine.queue.open and not self.closed:
-            warnings.warn(
-                f"{self.name} was not closed: {len(engine.queue.open)} connections were open",
-                ResourceWarning,
-                stacklevel=1,
-            )
+        number = 0 if self.is_shut else len(engine.queue.open)
         for pool in self.pools():
             pool.slots.clear()
             pool.idle.clear()
         engine.abandon()
+        if number:  # at last: it may be made an error
+            warnings.warn(f"{self.name} was not closed: {number} connections were open", ResourceWarning, stacklevel=1)
 
     @abstractmethod
     def take(self, now: float) -> Slot | None:
@@ -195,8 +192,13 @@ class Lender(ABC):
 
     @property
     @abstractmethod
+    def is_shut(self) -> bool:
+        """Whether it was closed."""
+
+    @property
     def closed(self) -> bool:
         """Whether nothing can be borrowed ever again."""
+        return self.is_shut or self._hooks() is None
 
     @abstractmethod
     def shut(self) -> None:
@@ -334,17 +336,19 @@ class Lender(ABC):
 
     def _wait(self, waiter: Waiter, timeout: float | None) -> None:
         started = monotonic()
+        engine = self.engine  # in the child of a fork there may be another when this goes on
         try:
-            self.engine.park(waiter, timeout)
+            engine.park(waiter, timeout)
         except BaseException:
             # Interrupted. A connection that was handed over meanwhile is clean: the next one gets it.
-            self.engine.queue.withdraw(waiter)
+            engine.queue.withdraw(waiter)
             if waiter.slot is not None:
                 waiter.slot.pool.pass_on(waiter.slot, monotonic())
-                self.engine.act()
+                engine.act()
             raise
         finally:
-            self.wait_seconds += monotonic() - started
+            if engine is self.engine:
+                self.wait_seconds += monotonic() - started
 
     # -- returning -----------------------------------------------------------------------------------------------------
 
@@ -554,8 +558,8 @@ class PoolLender(Lender):
         self.slots.shut(lambda: PoolClosed(f"{self.name} is closed"))
 
     @property
-    def closed(self) -> bool:
-        return self.slots.mode is SHUT or self._hooks() is None
+    def is_shut(self) -> bool:
+        return self.slots.mode is SHUT
 
     def trouble(self) -> tuple[str, BaseException | None]:
         s = self.stats()

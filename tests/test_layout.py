@@ -26,7 +26,7 @@ PURE = {
     "cluster._members": LEAVES | CLUSTER_LEAVES | {"_queue", "_slots"},
 }
 WITH_GEVENT = {
-    *("_engine", "_liveness", "_retry", "_lender", "pool", "demo", "testing"),
+    *("_engine", "_liveness", "_worker", "_retry", "_lender", "pool", "demo", "testing"),
     *("cluster._connect", "cluster._dns", "cluster._resolvers", "cluster._pool"),
 }
 WITH_DNSPYTHON = {"cluster._dns", "cluster._resolvers", "testing", "demo"}

@@ -27,7 +27,7 @@ from gevent.event import Event
 from gevent.pool import Group
 
 from geventconnpool import ClusterPool, ConnectionPool, Endpoint, PoolClosed, PoolTimeout, events, retry
-from geventconnpool._engine import Worker
+from geventconnpool._worker import Worker
 from tests import servers
 
 # -- what the tests set up ---------------------------------------------------------------------------------------------

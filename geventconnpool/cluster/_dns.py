@@ -11,6 +11,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Collection, Coroutine, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import dns.asyncbackend
@@ -30,6 +31,8 @@ import dns.rdtypes.IN.SRV  # these, else imported by the first answer that needs
 import dns.resolver
 import gevent
 from gevent import socket
+
+from geventconnpool._worker import Worker
 
 _RESOLV_CONF = "/etc/resolv.conf"
 _PORT = 53  # of the name servers in it
@@ -160,7 +163,10 @@ class Client:
         """
         answers: Answers = {}
         waiting = deque(questions)
-        workers = [gevent.spawn(self._work, waiting, answers) for _ in range(min(_QUESTIONS_IN_FLIGHT, len(waiting)))]
+        work = partial(self._work, waiting, answers)
+        workers = [Worker(work) for _ in range(min(_QUESTIONS_IN_FLIGHT, len(waiting)))]
+        for worker in workers:
+            worker.start()
         try:
             gevent.joinall(workers, timeout=self._lifetime + _GRACE)
         finally:

@@ -104,6 +104,9 @@ class Discovery:
     def _apply(self, resolution: Resolution) -> None:
         now = monotonic()
         self._greenlet = None
+        pool = self._engine.hooks()  # held: it must not be collected in the middle
+        if pool is None:
+            return
         self._refresh.succeeded(resolution.ttl, not resolution.endpoints, now)
         if not self._is_stopped:
             self.members.update(resolution.endpoints, now)
@@ -111,6 +114,9 @@ class Discovery:
 
     def _fail(self, error: BaseException) -> None:
         self._greenlet = None
+        pool = self._engine.hooks()  # held, see _apply
+        if pool is None:
+            return
         self._refresh.failed(error, monotonic())
         self._tell()
 
@@ -220,7 +226,7 @@ class ClusterLender(Lender):
         return super().refusal()
 
     @property
-    def closed(self) -> bool:
+    def is_shut(self) -> bool:
         return self.members.is_shut
 
     @property
@@ -335,6 +341,22 @@ class EndpointPool(ConnectionPool[C]):
         raise RuntimeError(f"{self._lender.name} belongs to a cluster; resize that")
 
 
+class Nobody:
+    """The members in the child of a fork before it uses its cluster."""
+
+    def get(self, endpoint: Endpoint) -> None:
+        return None
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+NOBODY = Nobody()
+
+
 class Pools(Mapping[Endpoint, EndpointPool[C]]):
     """The pools of a cluster by endpoint, a live view."""
 
@@ -342,8 +364,9 @@ class Pools(Mapping[Endpoint, EndpointPool[C]]):
         self._lender = lender
 
     @property
-    def _members(self) -> Members:
-        return self._lender.members  # others in the child of a fork
+    def _members(self) -> Members | Nobody:
+        lender = self._lender
+        return NOBODY if lender.engine.is_inherited else lender.members
 
     def __getitem__(self, endpoint: Endpoint) -> EndpointPool[C]:
         member = self._members.get(endpoint)
@@ -514,6 +537,11 @@ class EndpointLender(PoolLender):
         super().__init__(options, f"{options.name}/{slots.endpoint}", cluster)
         self.slots = slots
         self.begin(engine)
+
+    def lent(self, connection: object, verb: str) -> Slot | None:
+        if self.engine.is_inherited and id(connection) in self.engine.queue.open:
+            return None
+        return super().lent(connection, verb)
 
     def begin_here(self) -> None:
         raise PoolClosed(f"{self.name} is of the parent process; take it from pools again")
