@@ -161,6 +161,11 @@ def end_all() -> None:
         if isinstance(pool, NEW.base) and hasattr(pool, "_lender"):
             NEW.base.close(pool, 0)  # which the user may have overridden
     Numbered.alive.clear()
+    for greenlet in textbook.running:
+        if greenlet is not None:  # of a scene in which time is not let go by
+            greenlet.kill(block=False)
+    textbook.running.clear()
+    gevent.sleep(0)
 
 
 # -- the scenes --------------------------------------------------------------------------------------------------------

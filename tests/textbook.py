@@ -11,9 +11,12 @@ import socket
 from collections import deque
 from contextlib import contextmanager
 from functools import wraps
+from typing import Any
 
 import gevent
 from gevent.lock import BoundedSemaphore
+
+running: list[Any] = []  # greenlets of all pools, which have no end of their own
 
 
 class ConnectionPool:
@@ -27,9 +30,9 @@ class ConnectionPool:
         self.lock = BoundedSemaphore(size)
         for number in range(size):
             self.lock.acquire()
-            gevent.spawn_later(self.SPAWN_FREQUENCY * number, self._open_one)
+            running.append(gevent.spawn_later(self.SPAWN_FREQUENCY * number, self._open_one))
         if keepalive:
-            gevent.spawn(self._keep_all_alive)
+            running.append(gevent.spawn(self._keep_all_alive))
 
     def _new_connection(self):
         raise NotImplementedError
@@ -44,7 +47,7 @@ class ConnectionPool:
         try:
             yield c
         except self.exc_classes:
-            gevent.spawn_later(self.REPLACE_AFTER, self._open_one)
+            running.append(gevent.spawn_later(self.REPLACE_AFTER, self._open_one))
             raise
         except BaseException:
             self._put_back(c)
