@@ -211,10 +211,8 @@ class Slots:
 
     @transition
     def end(self, slot: Slot, verdict: str | None, error: BaseException | None, now: float) -> None:
-        if slot.state is not IN_USE:
-            self.queue.cut.pop(id(slot.connection), None)
+        if not self._let_go(slot):
             return
-        self.in_use -= 1
         if verdict is None and slot.doomed is USER:
             verdict = USER
         if verdict is ERROR:
@@ -232,10 +230,8 @@ class Slots:
     @transition
     def pass_on(self, slot: Slot, now: float) -> None:
         """Take back a connection that was handed to a waiter who never used it: as clean as it was."""
-        if slot.state is not IN_USE:
-            self.queue.cut.pop(id(slot.connection), None)
+        if not self._let_go(slot):
             return
-        self.in_use -= 1
         cause = self._fate(slot)
         if cause is None:
             self._free(slot, now, is_unused=True)
@@ -246,13 +242,19 @@ class Slots:
     @transition
     def hung_up(self, slot: Slot, now: float) -> None:
         """The peer of a connection that was handed out, and not yet used, has closed it."""
-        if slot.state is not IN_USE:
-            self.queue.cut.pop(id(slot.connection), None)
+        if not self._let_go(slot):
             return
-        self.in_use -= 1
         self.trouble_at = now  # if the server was restarted, it is not the only one
         self._retire(slot, STALE)
         self.plan(now)
+
+    def _let_go(self, slot: Slot) -> bool:
+        """Take a connection from its borrower; False if it was closed under him."""
+        if slot.state is not IN_USE:
+            self.queue.cut.pop(id(slot.connection), None)
+            return False
+        self.in_use -= 1
+        return True
 
     def _fate(self, slot: Slot) -> str | None:
         """Return why a connection that comes back well is closed all the same; None if it is not."""
