@@ -21,6 +21,7 @@ from geventconnpool._engine import SYSTEM, Engine, get_ident, stack_of
 from geventconnpool._fork import stamp
 from geventconnpool._queue import (
     CAUSES,
+    DRAINED,
     ERROR,
     IN_USE,
     INTERRUPTED,
@@ -175,8 +176,8 @@ class Lender(ABC):
         """Return a waiter for what may be borrowed here."""
 
     @abstractmethod
-    def ask(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
-        """Queue for a connection, at the end or ``first``; the waiter may be settled at once."""
+    def ask(self, waiter: Waiter, now: float, *, again: bool = False) -> None:
+        """Queue for a connection, at the end, or ``again`` where it was; the waiter may be settled at once."""
 
     @abstractmethod
     def pools(self) -> Iterable[Slots]:
@@ -297,7 +298,7 @@ class Lender(ABC):
 
     def _is_good(self, slot: Slot) -> bool:
         """Say whether what was handed to a waiter is still so when he runs."""
-        if slot.state is not IN_USE or slot.doomed is not None:
+        if slot.state is not IN_USE or slot.doomed is DRAINED or slot.doomed not in PROVISIONAL:
             return False
         if slot.is_suspect(slot.since) and self._has_hung_up(slot):
             slot.pool.hung_up(slot, monotonic())
@@ -329,7 +330,7 @@ class Lender(ABC):
         now = monotonic()
         left = None if timeout is None else max(0.0, waiter.since + timeout - now)
         if waiter.error is None:
-            self.ask(waiter, now, first=True)
+            self.ask(waiter, now, again=True)
         self.engine.act()
         if not waiter.is_settled and left != 0:
             self._wait(waiter, left)
@@ -517,9 +518,11 @@ class Lender(ABC):
         if not self.closed:
             self.shut()
             self.engine.act()
-            self.engine.stop_alarms()
         me = getcurrent()
-        self.engine.wait_until(lambda: not self._is_busy(besides=me), timeout)
+        try:
+            self.engine.wait_until(lambda: not self._is_busy(besides=me), timeout)
+        finally:
+            self.engine.stop_alarms()  # until here it is told who holds connections for long
         for pool in tuple(self.pools()):
             self._is_cut = pool.cut(spare=me) or self._is_cut
         self.engine.act()
@@ -541,8 +544,8 @@ class PoolLender(Lender):
     def new_waiter(self, now: float) -> Waiter:
         return Waiter(now, only=self.slots)
 
-    def ask(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
-        self.slots.ask(waiter, now, first=first)
+    def ask(self, waiter: Waiter, now: float, *, again: bool = False) -> None:
+        self.slots.ask(waiter, now, again=again)
 
     def pools(self) -> Iterable[Slots]:
         return (self.slots,)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection
 from functools import wraps
+from itertools import count, islice, takewhile
 from math import inf
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
@@ -135,7 +136,7 @@ class Slot:
 class Waiter:
     """One greenlet that waits for a connection; settled by a slot, an error, or ``is_late`` (its time is over)."""
 
-    __slots__ = ("avoid", "error", "greenlet", "is_late", "only", "since", "slot")
+    __slots__ = ("avoid", "error", "greenlet", "is_late", "only", "place", "since", "slot")
 
     def __init__(self, now: float, *, only: Slots | None = None, avoid: Collection[Any] = ()) -> None:
         self.since = now
@@ -145,6 +146,7 @@ class Waiter:
         self.error: BaseException | None = None
         self.is_late = False
         self.greenlet: Any = None
+        self.place = 0  # those who came before have a lower one
 
     @property
     def is_settled(self) -> bool:
@@ -178,6 +180,7 @@ class Queue:
 
     def __init__(self, fail_after: float = inf, *, keeps_some: bool = True) -> None:
         self.waiting: OrderedDict[Waiter, None] = OrderedDict()  # leaving is O(1), wherever one stands
+        self._places = count()
         self.todo: deque[tuple[str, Any]] = deque()
         self.news: deque[events.Event] = deque()
         self.open: dict[int, Slot] = {}  # by id(connection), which may be unhashable, until it is closed
@@ -206,17 +209,27 @@ class Queue:
         """Say whether a pool that has what it keeps should open one more for those who want just that pool."""
         return pool.shortage > 0
 
-    def join(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
-        """Put a waiter at the end, or ``first``; the only one makes the pools that cannot connect try again sooner."""
+    def join(self, waiter: Waiter, now: float, *, again: bool = False) -> None:
+        """Put a waiter at the end, or ``again`` where it was; the only one makes failing pools try again sooner."""
         is_only = not self.waiting
         self.waiting[waiter] = None
-        self.waiting.move_to_end(waiter, last=not first)
+        if again:
+            self._let_in(waiter)
+        else:
+            waiter.place = next(self._places)
         if waiter.only is not None:
             waiter.only.waiting += 1
         if is_only:
             self.judge(now)
             for pool in tuple(self.failing):
                 pool.plan(now)
+
+    def _let_in(self, waiter: Waiter) -> None:
+        """Put one that waits again before all that came after it; the queue is in the order in which they came."""
+        self.waiting.move_to_end(waiter, last=False)
+        elders = list(takewhile(lambda w: w.place < waiter.place, islice(self.waiting, 1, None)))
+        for elder in reversed(elders):
+            self.waiting.move_to_end(elder, last=False)
 
     def settle(self, waiter: Waiter, *, slot: Slot | None = None, error: BaseException | None = None) -> None:
         self.withdraw(waiter)

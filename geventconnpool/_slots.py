@@ -180,9 +180,9 @@ class Slots:
         self.idle.extend(slots)
 
     @transition
-    def ask(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
-        """Hand an idle connection to the caller, or queue it: at the end, or ``first``."""
-        self.queue.join(waiter, now, first=first)
+    def ask(self, waiter: Waiter, now: float, *, again: bool = False) -> None:
+        """Hand an idle connection to the caller, or queue it: at the end, or ``again`` where it was."""
+        self.queue.join(waiter, now, again=again)
         if self.idle:
             self.queue.settle(waiter, slot=self.take(now))
         elif self.min_size < self.size:

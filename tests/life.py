@@ -1,7 +1,7 @@
 """What may happen to a pool, in any order, and a simple model of what that must lead to.
 
-The rules know a pool by a ``Driver`` only: one drives the pure state in virtual time; another may drive a whole pool
-with a scripted server. Both must do as the model says. Connections are told apart by identity.
+The rules know a pool by a ``Driver`` only: one drives the pure state in virtual time, another a whole pool with its
+greenlets and a scripted server. Both must do as the model says. Connections are told apart by identity.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from geventconnpool._queue import ERROR, INTERRUPTED, KEEPALIVE, KEPT, NOT_REUSABLE, RESET, STALE, USER
+
+SERVED, REFUSED, PUT_BACK = "served", "refused", "put back"  # what may become of one who waits
 
 DEFINITE = (ERROR, INTERRUPTED, STALE, KEEPALIVE, USER, RESET, NOT_REUSABLE)  # causes that the model can foresee
 
@@ -63,8 +65,9 @@ class Driver(Protocol):
     connecting: list[Any]  # attempts under way, as the server sees them
     checking: list[Any]  # connections under keepalive
     closing: list[Any]  # connections that are being closed
-    settled: list[tuple[Any, Any]]  # who waited, and the connection, or None if he was refused; in this order
+    settled: list[tuple[Any, str, Any]]  # who waits, was served, refused or put back, and the connection; in this order
     told: list[tuple[float, Any]]  # leases reported as held for too long, when and of which connection
+    tells_when_shut: bool  # of those, too, that are held for too long after the end of the pool
 
     def borrow(self) -> Any:
         """Return a connection if one can be had at once, else None."""
@@ -73,8 +76,14 @@ class Driver(Protocol):
         """Wait for a connection: return who does."""
 
     def give_up(self, waiter: Any) -> None: ...
+    def has_run(self, waiter: Any) -> bool:
+        """Say whether one that was handed a connection has it, and is past being interrupted."""
+
     def interrupt(self, waiter: Any, connection: Any) -> None:
         """Interrupt one that was handed a connection, before he ran."""
+
+    def possible(self, connection: Any, verdict: str | None, discard: bool, collect: bool) -> tuple[Any, bool, bool]:
+        """Return the end nearest to that one which the lease of this connection can have."""
 
     def give_back(self, connection: Any, verdict: str | None) -> None: ...
     def collect(self, connection: Any, verdict: str | None) -> None:
@@ -100,6 +109,9 @@ class Driver(Protocol):
     def resize(self, size: int, min_size: int) -> None: ...
     def warm(self, count: int) -> None: ...
     def cool(self, count: int) -> None: ...
+    def warmed(self) -> list[int]:
+        """Return for how many open connections nobody waits any more, since they are there."""
+
     def shut(self) -> None: ...
     def cut(self) -> None: ...
     def gauges(self) -> Gauges: ...
@@ -165,12 +177,14 @@ class Life(RuleBasedStateMachine):
         self.size, self.min_size = options.size, options.min_size
         self.known = {}  # open connections, until they begin to close
         self.waiting = []  # oldest first
+        self.came = []  # all who ever waited, in the order in which they came
         self.held = {}  # borrowed connections, and since when
         self.collected = []  # those whose lease the collector will end
         self.cut = []  # closed under their borrowers
         self.handed = {}  # who was handed what when, and may be interrupted before he runs
         self.leases = []  # when each began, when it ended, of which connection
         self.warming = []
+        self.in_passing = 0  # how many asked who would not wait
         self.spoilt = set()  # attempts from before a reset
         self.attempts = set()
         self.closing = set()
@@ -207,6 +221,8 @@ class Life(RuleBasedStateMachine):
     def observe(self, *, resized: bool = False) -> None:
         """After each move: look at what the pool has done."""
         self.driver.flush()
+        for count in self.driver.warmed():
+            self.warming.remove(count)
         late = len(self.collected)
         for connection in self.collected:
             self.came_back(connection)
@@ -237,9 +253,12 @@ class Life(RuleBasedStateMachine):
 
     def see_who_was_served(self) -> None:
         settled, self.driver.settled = self.driver.settled, []
-        for waiter, connection in settled:
+        for waiter, what, connection in settled:
+            if what is PUT_BACK:
+                self.put_back(waiter, connection)
+                continue
             assert waiter is self.waiting.pop(0), "first come, first served"
-            if connection is not None:
+            if what is SERVED:
                 if connection not in self.known:
                     raise AssertionError("handed a connection that is not open")
                 self.came_back(connection)
@@ -247,6 +266,13 @@ class Life(RuleBasedStateMachine):
                 self.handed[connection] = (waiter, self.now)
             else:
                 assert self.is_shut or self.now >= self.bare_since + self.options.fail_after
+
+    def put_back(self, waiter, connection) -> None:
+        """He was handed what was no good any more when he ran: he waits again, where he did."""
+        assert not self.known[connection].is_clean or self.is_shut, "nothing was wrong with it"
+        self.unlend(connection)
+        self.waiting.append(waiter)
+        self.waiting.sort(key=self.came.index)
 
     def see_what_closes(self, late: int, *, resized: bool) -> None:
         closing = set(self.driver.closing)
@@ -284,7 +310,8 @@ class Life(RuleBasedStateMachine):
         assert gauges.connecting <= self.options.max_connecting
         assert not self.failures or gauges.connecting == 1, "one at a time while connects fail"
         least = self.min_size or self.is_down or self.would_be_down
-        wanted = gauges.open + gauges.connecting <= least or gauges.connecting <= self.deficit(gauges) + late
+        asked = self.deficit(gauges) + self.in_passing + late
+        wanted = gauges.open + gauges.connecting <= least or gauges.connecting <= asked
         assert wanted, "a connect that nobody needs"
 
     @property
@@ -326,19 +353,24 @@ class Life(RuleBasedStateMachine):
     def borrow(self):
         idle = self.idle
         connection = self.driver.borrow()
-        for dead in [c for c in idle if c in self.driver.closing]:
-            assert self.known[dead].is_gone, "closed though its peer was there"
-            self.known[dead].cause = STALE
-            self.trouble_at = self.now
-            idle.remove(dead)
+        self.see_who_was_dead(idle)
         if connection is None:
             assert not idle
+            self.in_passing = 1
         else:
             assert not self.waiting, "barged in"
             assert not (self.known[connection].is_gone and self.is_suspect(connection))
             self.check_order(connection, idle)
             self.lend(connection)
         self.observe()
+        self.in_passing = 0
+
+    def see_who_was_dead(self, idle) -> None:
+        for dead in [c for c in idle if c in self.driver.closing]:
+            assert self.known[dead].is_gone, "closed though its peer was there"
+            self.known[dead].cause = STALE
+            self.trouble_at = self.now
+            idle.remove(dead)
 
     def is_suspect(self, connection):
         alive = self.known[connection].alive
@@ -354,13 +386,16 @@ class Life(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: not self.is_shut)
     def ask(self):
+        idle = self.idle
         waiter = self.driver.ask()
+        self.see_who_was_dead(idle)
         if waiter is None:
             assert self.is_down
             return
         assert not self.is_down
         self.waiting.append(waiter)
-        at_once = [c for w, c in self.driver.settled if w is waiter]
+        self.came.append(waiter)
+        at_once = [c for w, _, c in self.driver.settled if w is waiter]
         used = {c: self.known[c].used for c in at_once if c in self.known}
         self.observe()
         for connection in at_once:
@@ -377,7 +412,8 @@ class Life(RuleBasedStateMachine):
 
     def fresh(self):
         """Return what was handed to waiters who have not run yet, and may be interrupted still."""
-        return [c for c, (_, at) in self.handed.items() if at == self.now and c in self.held and c not in self.cut]
+        handed = [c for c, (who, at) in self.handed.items() if at == self.now and not self.driver.has_run(who)]
+        return [c for c in handed if c in self.held and c not in self.cut]
 
     @rule(number=number)
     @precondition(lambda self: self.fresh())
@@ -392,6 +428,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     def give_back(self, number, verdict, discard, by_the_collector):
         connection = pick(list(self.held), number)
+        verdict, discard, by_the_collector = self.driver.possible(connection, verdict, discard, by_the_collector)
         self.unlend(connection)
         if connection in self.cut:
             self.cut.remove(connection)
@@ -443,6 +480,7 @@ class Life(RuleBasedStateMachine):
     @rule(count=st.integers(1, 6))
     @precondition(lambda self: len(self.warming) < 2)
     def warm(self, count):
+        count = min(count, self.size)
         self.warming.append(count)
         self.driver.warm(count)
         self.observe()
@@ -461,6 +499,8 @@ class Life(RuleBasedStateMachine):
         self.observe()
         self.is_shut = True
         self.is_running = False
+        if not self.driver.tells_when_shut:
+            self.end_leases()
         self.driver.shut()
         self.observe()
         assert self.waiting == []
@@ -470,10 +510,14 @@ class Life(RuleBasedStateMachine):
     def cut_off(self):
         self.observe()
         self.cut.extend(c for c in self.held if c not in self.cut)
-        for lease in self.leases:
-            lease[1] = min(lease[1], self.now)
+        self.end_leases()
         self.driver.cut()
         self.observe()
+
+    def end_leases(self) -> None:
+        """From now on, nobody is told for how long they last."""
+        for lease in self.leases:
+            lease[1] = min(lease[1], self.now)
 
     # -- what the server does ------------------------------------------------------------------------------------------
 

@@ -441,6 +441,28 @@ def test_those_who_wait_are_served_first_come_first_served():
     assert log == list(range(20))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda pool: pool.reset(),
+        lambda pool: pool.resize(1),
+        lambda pool: (pool.resize(1), pool.resize(2)),
+    ],
+    ids=["reset", "shrink", "shrink and grow"],
+)
+def test_what_happens_before_those_who_were_served_run_changes_nothing_about_their_order(change):
+    pool = ready(Pool(2))
+    log: list[int] = []
+    leases = [pool.acquire(), pool.acquire()]
+    greenlets = line_up(pool, 5, log)
+    for connection in leases:
+        pool.release(connection)
+    change(pool)
+    gevent.joinall(greenlets)
+
+    assert log == list(range(5))
+
+
 def test_who_returns_and_asks_again_queues_behind_those_who_wait():
     pool = ready(Pool(1))
     log: list[Any] = []

@@ -35,7 +35,7 @@ from geventconnpool._queue import (
 )
 from geventconnpool._slots import Slots
 from geventconnpool.errors import PoolClosed
-from tests.life import Gauges
+from tests.life import REFUSED, SERVED, Gauges
 
 
 class Dice(Random):
@@ -231,6 +231,8 @@ def assert_conserved(pool: Any, at_most: int | None = None) -> None:
 class Bench:
     """Drives the pure state of one pool as ``tests.life`` wants a pool to be driven."""
 
+    tells_when_shut = True
+
     def __init__(self, pool: Slots, *, hold_warning: float = inf) -> None:
         self.pool = pool
         pool.slots = Ordered()  # type: ignore[assignment]
@@ -238,14 +240,16 @@ class Bench:
         self.shell = Shell(pool.queue)
         if hold_warning < inf:
             Holds(self.queue, hold_warning, 0.0)
-        self.settled: list[tuple[Waiter, Any]] = []
+        self.settled: list[tuple[Waiter, str, Any]] = []
         self._dead: set[Any] = set()
         pool.plan(0.0)
         self.act()
 
     def act(self) -> None:
         self.shell.act()
-        self.settled += [(w, w.slot.connection if w.slot is not None else None) for w in self.shell.woken]
+        for waiter in self.shell.woken:
+            slot = waiter.slot
+            self.settled.append((waiter, REFUSED, None) if slot is None else (waiter, SERVED, slot.connection))
         self.shell.woken.clear()
 
     @property
@@ -298,6 +302,9 @@ class Bench:
         waiter.is_late = True
         self.queue.withdraw(waiter)
 
+    def has_run(self, waiter: Waiter) -> bool:
+        return False
+
     def interrupt(self, waiter: Waiter, connection: Any) -> None:
         self.pool.pass_on(self.slot_of(connection), self.now)
         self.act()
@@ -306,6 +313,9 @@ class Bench:
         slot = self.slot_of(connection)
         if slot.state is IN_USE:
             slot.doomed = "user"
+
+    def possible(self, connection: Any, verdict: str | None, discard: bool, collect: bool) -> tuple[Any, bool, bool]:
+        return verdict, discard, collect
 
     def give_back(self, connection: Any, verdict: str | None) -> None:
         self.shell.end(self.slot_of(connection), verdict)
@@ -373,6 +383,9 @@ class Bench:
 
     def cool(self, count: int) -> None:
         self.pool.warming.remove(count)
+
+    def warmed(self) -> list[int]:
+        return []
 
     def shut(self) -> None:
         self.pool.shut(lambda: PoolClosed("pool is closed"))

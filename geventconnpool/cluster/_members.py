@@ -57,11 +57,11 @@ class ClusterQueue(Queue):
         super().__init__(fail_after, keeps_some=keeps_some)
         self.avoiding: Counter[frozenset[Endpoint]] = Counter()  # those who want no pool in particular
 
-    def join(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
+    def join(self, waiter: Waiter, now: float, *, again: bool = False) -> None:
         waiter.avoid = frozenset(waiter.avoid)
         if waiter.only is None:
             self.avoiding[waiter.avoid] += 1
-        super().join(waiter, now, first=first)
+        super().join(waiter, now, again=again)
 
     def withdraw(self, waiter: Waiter) -> None:
         if waiter in self.waiting and waiter.only is None:
@@ -252,9 +252,9 @@ class Members:
             return candidates[0]
 
     @transition
-    def ask_for(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
-        """Hand an idle connection to the caller, or queue it: at the end, or ``first``."""
-        self.queue.join(waiter, now, first=first)
+    def ask_for(self, waiter: Waiter, now: float, *, again: bool = False) -> None:
+        """Hand an idle connection to the caller, or queue it: at the end, or ``again`` where it was."""
+        self.queue.join(waiter, now, again=again)
         slot = self.take(waiter.avoid, now)
         if slot is not None:
             self.queue.settle(waiter, slot=slot)

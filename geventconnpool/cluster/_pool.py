@@ -214,8 +214,8 @@ class ClusterLender(Lender):
     def new_waiter(self, now: float) -> Waiter:
         return Waiter(now, avoid=frozenset(places_to_avoid(self.engine)))
 
-    def ask(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
-        self.members.ask_for(waiter, now, first=first)
+    def ask(self, waiter: Waiter, now: float, *, again: bool = False) -> None:
+        self.members.ask_for(waiter, now, again=again)
 
     def pools(self) -> list[Slots]:
         return [member.pool for member in (*self.members, *self.members.leaving)]
