@@ -10,11 +10,12 @@ SECONDS = 600
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test soak clean venv package
+.PHONY: help demo test coverage soak clean venv package
 
 help:
 	@echo "make demo    three servers, one service name, everything goes wrong: watch what callers see"
 	@echo "make test    linters, types and all tests"
+	@echo "make coverage  branch coverage of the package, which is to be 100 %; what is left out is explained in pyproject.toml"
 	@echo "make soak    ten minutes of trouble (SECONDS=600), with an eye on memory and descriptors"
 	@echo "make clean   remove what these two have made"
 
@@ -39,6 +40,13 @@ test: venv
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest
+
+coverage: venv
+	@cmp -s pyproject.toml $(VENV)/installed-test || { echo "make test first"; exit 1; }
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -q
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report
 
 soak: package
 	$(BIN)/python -m tests.soak $(SECONDS)

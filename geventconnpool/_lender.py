@@ -264,8 +264,10 @@ class Lender(ABC):
             self._look_nested(waiter.since)
             self._wait(waiter, timeout)
         while waiter.slot is not None:
-            if self._is_good(waiter.slot):
-                return waiter.slot
+            slot, waiter.slot = waiter.slot, None
+            if self._is_good(slot):
+                return slot
+            slot.pool.pass_on(slot, monotonic())
             self._ask_again(waiter, timeout)
         self.engine.queue.withdraw(waiter)
         if waiter.error is not None:
@@ -323,9 +325,6 @@ class Lender(ABC):
 
     def _ask_again(self, waiter: Waiter, timeout: float | None) -> None:
         """What was handed over is no good: closed by its peer, or its pool, or ejected, before the waiter ran."""
-        slot, waiter.slot = waiter.slot, None
-        if slot is not None:
-            slot.pool.pass_on(slot, monotonic())
         waiter.error = self.refusal() or self._unavailable()
         now = monotonic()
         left = None if timeout is None else max(0.0, waiter.since + timeout - now)

@@ -66,11 +66,8 @@ def make_poller(descriptor: object, *, asks_object: bool) -> Poller | None:
     """Return what watches a descriptor; None if it is none, or the system cannot."""
     if _poll is None or not _is_descriptor(descriptor):
         return None
-    try:
-        poller = Poller(descriptor, asks_object=asks_object)  # type: ignore[arg-type]  # that was just looked at
-        return poller if poller.is_open else None  # else it is a number that means something else
-    except (OSError, OverflowError, ValueError):
-        return None
+    poller = Poller(descriptor, asks_object=asks_object)  # type: ignore[arg-type]  # that was just looked at
+    return poller if poller.is_open else None  # else it is a number that means something else
 
 
 def descriptor_of(connection: Any) -> int | None:

@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -1416,25 +1415,6 @@ def test_connections_are_kept_alive_about_as_often_as_they_were():
 
     # Three rounds; the jitter of this pool makes them up to a tenth shorter.
     assert 8 <= len(now.kept) - before <= 18
-
-
-def test_a_lease_costs_less_than_it_did():
-    # S13: most of the time went into contextlib.
-    pools = {world: full(world, make(world)) for world in (OLD, NEW)}
-    best = dict.fromkeys(pools, inf)
-    for _ in range(20):
-        for world, pool in pools.items():
-            best[world] = min(best[world], seconds_for(pool, 200))
-
-    assert best[NEW] < best[OLD]
-
-
-def seconds_for(pool: Any, leases: int) -> float:
-    started = time.perf_counter()
-    for _ in range(leases):
-        with pool.get():
-            pass
-    return time.perf_counter() - started
 
 
 # -- scripts -----------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from geventconnpool import ConnectionPool, PoolClosed, PoolError, PoolTimeout, PoolUnavailable, _engine, events
+from geventconnpool import ConnectionPool, PoolClosed, PoolError, PoolTimeout, PoolUnavailable, events
 from geventconnpool._queue import (
     ABORTED,
     CHECKING,
@@ -46,6 +46,7 @@ from geventconnpool._queue import (
     Waiter,
 )
 from geventconnpool._slots import Slots
+from geventconnpool._worker import Worker
 from tests.life import PUT_BACK, REFUSED, SERVED, Gauges, Life, Options, number, verdict
 from tests.virtual import Ordered, Orders
 
@@ -291,7 +292,7 @@ class Hall:
     def _set_the_scene(self, seed: int) -> None:
         hall = self
 
-        class Worker(_engine.Worker):
+        class Noted(Worker):
             def __init__(self, run: Callable[[], None]) -> None:
                 super().__init__(run)
                 hall.greenlets.append(self)
@@ -305,7 +306,7 @@ class Hall:
             self._patch.setattr(f"geventconnpool.{module}.monotonic", self.clock)
         self._patch.setattr("geventconnpool.pool.Random", partial(Random, seed))
         self._patch.setattr("geventconnpool.pool.Slots", make_slots)
-        self._patch.setattr("geventconnpool._engine.Worker", Worker)
+        self._patch.setattr("geventconnpool._engine.Worker", Noted)
         self._patch.setattr("geventconnpool._engine.CLOSE_TIMEOUT", NEVER)
         self._patch.setattr("geventconnpool._engine.PEER_TIMEOUT", NEVER)
         self._patch.setattr(logging.getLogger("geventconnpool"), "disabled", True)
