@@ -13,11 +13,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: help demo test coverage soak clean venv package
 
 help:
-	@echo "make demo    three servers, one service name, everything goes wrong: watch what callers see"
-	@echo "make test    linters, types and all tests"
-	@echo "make coverage  branch coverage of the package, which is to be 100 %; what is left out is explained in pyproject.toml"
-	@echo "make soak    ten minutes of trouble (SECONDS=600), with an eye on memory and descriptors"
-	@echo "make clean   remove what these two have made"
+	@echo "make demo      three servers, one service name, everything goes wrong: watch what callers see"
+	@echo "make test      linters, types and all tests"
+	@echo "make coverage  are all branches tested? (what is left out is explained in pyproject.toml)"
+	@echo "make soak      ten minutes of trouble (SECONDS=600), with an eye on memory and descriptors"
+	@echo "make clean     remove what these two have made"
 
 venv:
 	@$(BIN)/python -c "" 2>/dev/null || $(PYTHON) -m venv --clear --without-pip $(VENV)
