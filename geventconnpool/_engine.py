@@ -65,7 +65,7 @@ R = TypeVar("R")
 CLOSE_TIMEOUT = 5.0  # seconds for _close_connection and _abort_connection
 PEER_TIMEOUT = 1.0  # seconds for a client object to say where it leads
 BOUND_REPEAT = 1.0  # seconds until a hook that swallowed its bound gets it again
-EVENTS_KEPT = 1000  # that a slow consumer may be behind
+EVENTS_KEPT = 10_000  # that a slow consumer may be behind
 
 SYSTEM = (KeyboardInterrupt, SystemExit)
 log = logger.getChild("pool")
@@ -191,8 +191,8 @@ class Engine:
         self._deeds: dict[str, Callable[[Any], None]] = {
             OPEN: self._start_opening,
             CHECK: self._start_checking,
-            CLOSE: self._start_closing,
-            ABORT: self._start_aborting,
+            CLOSE: partial(self._start_closing, "_close_connection"),
+            ABORT: partial(self._start_closing, "_abort_connection"),
             CANCEL: self._cancel,
             HELD: self._report,
             WAKE: self._wake_soon,
@@ -459,12 +459,9 @@ class Engine:
         finally:
             del hooks
 
-    def _start_closing(self, slot: Slot, error: BaseException | None = None) -> None:
+    def _start_closing(self, hook: str, slot: Slot, error: BaseException | None = None) -> None:
         """Start to close; again, if somebody killed the greenlet before it had begun."""
-        slot.worker = self.spawn(partial(self._close, "_close_connection", slot), partial(self._start_closing, slot))
-
-    def _start_aborting(self, slot: Slot, error: BaseException | None = None) -> None:
-        slot.worker = self.spawn(partial(self._close, "_abort_connection", slot), partial(self._start_aborting, slot))
+        slot.worker = self.spawn(partial(self._close, hook, slot), partial(self._start_closing, hook, slot))
 
     def _close(self, hook: str, slot: Slot) -> None:
         hooks: Any = self.hooks()

@@ -11,9 +11,10 @@ from dataclasses import fields
 from math import inf
 from time import monotonic
 from types import MappingProxyType, TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from gevent import getcurrent, reinit
+from gevent.monkey import get_original
 
 from geventconnpool import _check, _fork, events
 from geventconnpool._check import show
@@ -39,10 +40,34 @@ from geventconnpool._retry import note_failure
 from geventconnpool._slots import Slots
 from geventconnpool.errors import PoolClosed, PoolError, PoolFull, PoolTimeout, PoolUnavailable
 
+if TYPE_CHECKING:
+    from geventconnpool.pool import Options
+
 C = TypeVar("C")
 
 NESTED_ALWAYS = 200  # connections up to which every get that waits looks for those its greenlet holds
 _USED: Any = object()
+
+
+class _Life:
+    """Ends with its native thread: what belongs to that is no other's, though the system uses idents again."""
+
+    def __init__(self) -> None:
+        self.lenders: weakref.WeakSet[Lender] = weakref.WeakSet()
+
+    def __del__(self) -> None:
+        for lender in self.lenders:
+            lender._thread = None
+
+
+_here: Any = get_original("_thread", "_local")()  # of each native thread
+
+
+def _life_of_this_thread() -> _Life:
+    if not hasattr(_here, "life"):
+        _here.life = _Life()
+    life: _Life = _here.life
+    return life
 
 
 class Lease(Generic[C]):
@@ -67,20 +92,6 @@ class Lease(Generic[C]):
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         slot, self._slot = self._slot, _USED
         self._lender.give_back(slot, exc)
-
-
-class Options(Protocol):
-    """What the user chose, checked."""
-
-    exc_classes: tuple[type[BaseException], ...]
-    keepalive: float
-    timeout: float | None
-    asks_reusable: bool
-    name: str
-    size: int
-    min_size: int
-    max_waiting: float
-    hold_warning: float | None
 
 
 class State(Protocol):
@@ -119,6 +130,7 @@ class Lender(ABC):
         self._is_cut = False  # connections were closed under their users
         self._is_started = True
         self._thread = engine.thread
+        _life_of_this_thread().lenders.add(self)
         self._stamp = engine.stamp
         self._next_nested = -inf
 
@@ -136,7 +148,7 @@ class Lender(ABC):
             self.engine.refuse_thread()
         reinit()  # idempotent; who forks without telling gevent has a hub whose thread pool hangs
         was_closed = self.closed
-        self.inherited.update(self.engine.queue.open)
+        self.inherited.update(self.engine.queue.open | self.engine.queue.cut)
         _fork.bury(self.engine)
         self.begin_here()
         self._is_started = was_closed
@@ -245,7 +257,7 @@ class Lender(ABC):
         return has_hung_up or slot.state is not IN_USE  # closed with its pool while fileno() switched
 
     def _borrow_later(self, timeout: float | None) -> Slot:
-        error = self.refusal() or self._unavailable()
+        error = self.refusal()
         if error is not None:
             raise error
         if not self._is_started:
@@ -255,10 +267,9 @@ class Lender(ABC):
         waiter = self.new_waiter(monotonic())
         self.ask(waiter, waiter.since)
         self.engine.act()
-        if not waiter.is_settled and is_full:
+        if not waiter.is_settled and (is_full or queue.is_down):
             queue.withdraw(waiter)
-            self.refused += 1
-            raise PoolFull(f"{self.name}: {len(queue.waiting)} wait already ({self.trouble()[0]})")
+            raise self._turned_away()
         if not waiter.is_settled and timeout != 0:
             self.waits += 1
             self._look_nested(waiter.since)
@@ -276,6 +287,13 @@ class Lender(ABC):
         state, cause = self.trouble()
         waited = monotonic() - waiter.since
         raise PoolTimeout(f"{self.name}: no connection within {waited:.2f} s ({state})") from cause
+
+    def _turned_away(self) -> PoolError:
+        """Return why somebody may not even wait. He has been seen, though: who fails to connect tries sooner."""
+        if self.engine.queue.is_down:
+            return self.unavailable()
+        self.refused += 1
+        return PoolFull(f"{self.name}: {len(self.engine.queue.waiting)} wait already ({self.trouble()[0]})")
 
     def _own(self, queue: Queue) -> None:
         """Be the one who says what is wrong when the queue is down."""
@@ -499,8 +517,9 @@ class Lender(ABC):
         options = self.options
         _check.integer("size", size, 1)
         if min_size is None:
-            min_size = size if options.min_size == options.size else min(options.min_size, size)
-        _check.integer("min_size", min_size, 0, size)
+            min_size = size if options.is_full else min(options.min_size, size)
+        else:
+            options.is_full = _check.integer("min_size", min_size, 0, size) == size
         self._check_open("resize")
         options.size, options.min_size = size, min_size
         self.state.resize(size, min_size, monotonic())

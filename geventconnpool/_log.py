@@ -26,6 +26,7 @@ _LINES: dict[type[events.Event], tuple[logging.Logger, int, str]] = {
     events.ConnectionClosed: (_pool, logging.DEBUG, "closed a connection (cause: {cause})"),
     events.ConnectFailed: (_pool, logging.WARNING, "cannot connect ({failures} in a row): {error}"),
     events.KeepaliveFailed: (_pool, logging.WARNING, "keepalive failed, connection discarded: {error}"),
+    events.KeepaliveRecovered: (_pool, logging.INFO, "keepalive succeeds again"),
     events.HookFailed: (_pool, logging.WARNING, "{hook} failed: {error}"),
     events.ConnectionHeld: (_pool, logging.WARNING, "a connection is held for {seconds:.1f} s already, by\n{stack}"),
     events.NestedGet: (
@@ -47,6 +48,11 @@ _LINES: dict[type[events.Event], tuple[logging.Logger, int, str]] = {
     events.DiscoveryChanged: (_discovery, logging.WARNING, "discovery is {state}: {error}"),
     events.EventsDropped: (_pool, logging.DEBUG, "{count} lines are missing here"),
 }
+# What ends a series of failures.
+_ENDS: dict[type[events.Event], type[events.Event]] = {
+    events.ConnectionOpened: events.ConnectFailed,
+    events.KeepaliveRecovered: events.KeepaliveFailed,
+}
 _SERIES = (events.ConnectFailed, events.KeepaliveFailed, events.HookFailed)
 
 
@@ -67,7 +73,8 @@ class LogWriter:
             return
         if getattr(error, "is_told", False) and not isinstance(event, events.HookFailed):
             level = logging.DEBUG  # of a hook that took too long one warning is enough
-        if isinstance(event, events.ConnectionOpened) and self._warned.pop((events.ConnectFailed, endpoint, None), 0.0):
+        is_recovery = self._warned.pop((_ENDS.get(type(event)), endpoint, None), 0.0) > 0
+        if isinstance(event, events.ConnectionOpened) and is_recovery:
             level, text = logging.INFO, "connects again, in {seconds:.3f} s"
         if isinstance(event, events.DiscoveryChanged) and error is None:
             level, text = logging.INFO, "discovery is {state}"

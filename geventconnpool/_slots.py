@@ -148,6 +148,7 @@ class Slots:
         self._failed_at = -inf
         self._retry_factor = 1.0
         self.trouble_at = -inf  # last failure of a connect, a keepalive or a call; or a connection found closed
+        self._keepalive_fails = False  # the last one did
         self._is_overdue = False  # a connection is too old, and may not go before there is another
         self._prune_at = inf  # before that, no connection is too old or has rested for too long
         self.last_error: BaseException | None = None
@@ -174,7 +175,10 @@ class Slots:
         """A pool that is always full uses all connections in turn; one that shrinks leaves the surplus alone."""
         self.lifo = self.min_size < self.size if self._order is None else self._order
         self._next: Callable[[], Slot] = self.idle.pop if self.lifo else self.idle.popleft
-        slots = sorted(self.idle, key=lambda slot: (self.lifo and slot.kept <= slot.seen, slot.alive_at))
+        self._keep_idle(self.idle)
+
+    def _keep_idle(self, kept: Iterable[Slot]) -> None:
+        slots = sorted(kept, key=lambda slot: (self.lifo and slot.kept <= slot.seen, slot.alive_at))
         self._cold = sum(slot.kept > slot.seen for slot in slots) if self.lifo else 0
         self.idle.clear()
         self.idle.extend(slots)
@@ -321,7 +325,7 @@ class Slots:
         self.queue.failing.discard(self)
         self.queue.open[id(connection)] = slot
         self.queue.news.append(events.ConnectionOpened(self.name, slot.endpoint, now - slot.since))
-        self.queue.live += 1
+        self.queue.live += not slot.probe  # of use to nobody until it has passed
         slot.connection = connection
         slot.seen = slot.kept = now
         slot.expires = now + spread(self.max_lifetime, 1.0 - LIFETIME_JITTER, 1.0, self._rng)
@@ -465,6 +469,9 @@ class Slots:
         if self.open > self.min_size:
             self._prune_at = min(self._prune_at, slot.seen + self._surplus_rests)  # it may have come to that meanwhile
         self.checking -= 1
+        if self._keepalive_fails:
+            self._keepalive_fails = False
+            self.queue.news.append(events.KeepaliveRecovered(self.name, slot.endpoint))
         slot.kept = now
         slot.jitter = self._draw_jitter()
         cause = self._fate(slot)
@@ -483,6 +490,7 @@ class Slots:
         self.checking -= 1
         counts = self.observer is not None and slot.doomed in (None, LIFETIME, RESIZED)
         self.trouble_at = now
+        self._keepalive_fails = True
         self._retire(slot, KEEPALIVE)
         self.queue.news.append(events.KeepaliveFailed(self.name, slot.endpoint, error))
         if counts and self.observer is not None:
@@ -499,7 +507,7 @@ class Slots:
         slot.state = CLOSING
         slot.doomed = cause
         self.closing += 1
-        self.queue.live -= 1
+        self.queue.live -= not slot.probe
         if cause in self.discarded:
             self.discarded[cause] += 1
         self.queue.todo.append((ABORT if cause in ABORTED else CLOSE, slot))
@@ -592,9 +600,13 @@ class Slots:
         connecting = [slot for slot in self.slots if slot.state is CONNECTING and not slot.doomed and not slot.probe]
         for slot in connecting[: max(0, self._excess)]:
             self._doom(slot, RESIZED)
-        while self._excess > 0 and self.idle:
-            self._retire(self._remove(min(range(len(self.idle)), key=lambda i: self.idle[i].seen)), RESIZED)
-        if self._excess > 0:
+        excess = self._excess
+        surplus = sorted(self.idle, key=lambda slot: slot.seen)[: max(0, excess)]
+        for slot in surplus:
+            self._retire(slot, RESIZED)
+        if surplus:
+            self._keep_idle(slot for slot in self.idle if slot.state is IDLE)
+        if excess > len(surplus):
             for slot in self.slots:
                 slot.doomed = slot.doomed or (RESIZED if slot.state in (IN_USE, CHECKING) else None)
 
@@ -624,6 +636,7 @@ class Slots:
 
     def _probe_passed(self, slot: Slot, now: float) -> None:
         slot.probe = False
+        self.queue.live += 1
         slot.state = CHECKING  # whatever it was: no connect to be cancelled, if there are too many
         if self.observer is not None:
             self.observer.probed(None, now)  # readmits: the pool runs again, and the connection has a use

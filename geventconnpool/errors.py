@@ -24,4 +24,7 @@ class PoolClosed(PoolError):
 
 
 class PoolUnavailable(PoolError):
-    """There is nothing to wait for: the service is known to have no endpoints."""
+    """There is nothing to wait for: no connection for ``fail_after`` seconds, or a service without endpoints.
+
+    ``__cause__`` is the last connect error, if there was one.
+    """

@@ -37,6 +37,7 @@ __all__ = [
     "EventsDropped",
     "HookFailed",
     "KeepaliveFailed",
+    "KeepaliveRecovered",
     "Kind",
     "NestedGet",
     "PoolStats",
@@ -82,6 +83,13 @@ class KeepaliveFailed(Event):
 
     endpoint: Endpoint | None
     error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class KeepaliveRecovered(Event):
+    """A keepalive succeeded after one that failed."""
+
+    endpoint: Endpoint | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,6 +191,7 @@ class Options:
         self.asks_reusable = kind._is_reusable is not Hooks._is_reusable
         self.size = _check.integer("size", size, 1)
         self.min_size = self.size if min_size is None else _check.integer("min_size", min_size, 0, self.size)
+        self.is_full = self.min_size == self.size  # always, whatever size it will have
         self.max_waiting = inf if max_waiting is None else _check.integer("max_waiting", max_waiting, 0)
         self.max_lifetime = _check.seconds_or_none("max_lifetime", max_lifetime, positive=True)
         self.max_idle = _check.seconds_or_none("max_idle", max_idle, positive=True)
@@ -212,7 +213,7 @@ class Options:
             raise TypeError(f"name must be a str, not {_check.show(name)}")
         self.name = name or f"{kind.__name__}-{next(_numbers)}"
         _check.function("on_event", on_event)
-        self.on_event = on_event
+        self.on_event = _without_cycle(pool, on_event)
 
     def outfit(self, queue: Queue) -> None:
         """Give a new queue what the options say about it."""
@@ -249,6 +250,20 @@ class Options:
             lifo=self.lifo,
             endpoint=endpoint,
         )
+
+
+def _without_cycle(pool: Any, on_event: Callable[[events.Event], object] | None) -> Any:
+    """Know a method of the pool itself by a weak reference, or the pool would keep itself alive."""
+    if on_event is None or getattr(on_event, "__self__", None) is not pool:
+        return on_event
+    method = weakref.WeakMethod(on_event)
+
+    def tell(event: events.Event) -> None:
+        alive = method()
+        if alive is not None:
+            alive(event)
+
+    return tell
 
 
 class LoneLender(PoolLender):
@@ -313,7 +328,9 @@ class ConnectionPool(Borrowing[C]):
         called with each value of :mod:`geventconnpool.events`, in order, in a greenlet of the pool.
 
     Raises :class:`ValueError` or :class:`TypeError`, naming parameter and value. Returns before the first connect
-    begins. A pool belongs to the hub (the native thread) that made it.
+    begins. A pool belongs to the hub (the native thread) that made it: in another thread its methods raise
+    :class:`RuntimeError`, but for ``stats``, ``closed``, ``size`` and ``repr``; so do, in a callback of the hub, those
+    that have to wait.
     """
 
     _lender: PoolLender
@@ -368,7 +385,8 @@ class ConnectionPool(Borrowing[C]):
     def wait(self, n: int | None = None, timeout: float | None = None) -> None:
         """Wait until ``n`` connections (default: ``min_size``) are open; more than are kept are opened for it.
 
-        Raises :class:`PoolTimeout` after ``timeout`` seconds (None: never), with the last connect error as its cause.
+        Raises :class:`PoolTimeout` after ``timeout`` seconds (None: never), with the last connect error as its cause;
+        :class:`PoolClosed` if the pool is closed; :class:`ValueError` if ``n`` is more than ``size``.
         """
         wanted = self._lender.slots.min_size if n is None else _check.integer("n", n, 0, self.size)
         seconds = _check.seconds_or_none("timeout", timeout)

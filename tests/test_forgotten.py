@@ -416,6 +416,45 @@ USES = {
 }
 
 
+def test_a_pool_whose_thread_has_ended_is_refused_in_another_that_has_its_number():
+    program = """
+import threading
+from geventconnpool import ConnectionPool
+
+class Pool(ConnectionPool):
+    def _new_connection(self):
+        return object()
+
+made = []
+
+def make():
+    made.append((Pool(1), threading.get_ident()))
+    made[0][0].wait()
+
+def use():
+    pool, number = made[0]
+    try:
+        pool.acquire(timeout=0)
+        told.append((number == threading.get_ident(), "lent"))
+    except RuntimeError:
+        told.append((number == threading.get_ident(), "refused"))
+
+def run(job):
+    thread = threading.Thread(target=job)
+    thread.start()
+    thread.join()
+
+told = []
+run(make)
+while not told or not told[-1][0]:
+    run(use)
+print(told[-1][1], {what for _, what in told})
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
+
+    assert result.stdout == "refused {'refused'}\n"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("use", USES)
 def test_every_method_is_refused_in_another_native_thread_and_changes_nothing(make, use):

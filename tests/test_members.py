@@ -892,6 +892,20 @@ def test_a_cluster_without_any_endpoint_is_down_after_fail_after_seconds():
     assert waiter.error is not None
 
 
+def test_a_probe_is_a_live_connection_only_when_it_has_passed():
+    cluster = filled(A, B, size=1, has_keepalive=True)
+    cluster.fail(A)
+    cluster.close_all()
+    cluster.run_to(cluster[A].until)
+    (probe,) = cluster.opening(A)
+    before = cluster.queue.live
+    cluster.shell.open(probe)
+    probing = cluster.queue.live
+    cluster.shell.answer(probe)
+
+    assert (before, probing, cluster.queue.live) == (1, 1, 2)
+
+
 def test_a_cluster_is_bare_from_when_its_last_calls_were_cut():
     cluster = filled(A, B, size=1, fail_after=10.0)
     cluster.borrow(A)

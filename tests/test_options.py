@@ -30,6 +30,7 @@ from geventconnpool import (
     PoolFull,
     PoolTimeout,
     PoolUnavailable,
+    _lender,
     events,
     retry,
 )
@@ -1226,6 +1227,19 @@ def test_in_a_cluster_the_leases_of_all_endpoints_count():
     assert [event.held for event in pool.kinds(events.NestedGet)] == [2]
 
 
+def test_after_a_look_at_very_many_connections_the_next_is_some_time_later(kind, monkeypatch):
+    monkeypatch.setattr(_lender, "NESTED_ALWAYS", -10_000_000)  # as if there were so many more
+    pool = ready(kind(1))
+    for _ in range(2):
+        with pytest.raises(PoolTimeout):
+            nest(pool)
+    wait_until(lambda: len(pool.kinds(events.NestedGet)) == 1)
+    pool._lender._next_nested -= 101
+    with pytest.raises(PoolTimeout):
+        nest(pool)
+    wait_until(lambda: len(pool.kinds(events.NestedGet)) == 2)
+
+
 # -- resize ------------------------------------------------------------------------------------------------------------
 
 
@@ -1360,7 +1374,7 @@ def test_without_min_size_a_full_pool_stays_full_and_another_keeps_what_it_kept(
     full.resize(4, 0)
     full.resize(6)
 
-    assert seen == [(5, 3), (2, 2), (4, 4)]
+    assert seen == [(5, 3), (2, 2), (4, 2)]
     assert full.stats().min_size == 0
 
 

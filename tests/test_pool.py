@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
 import os
 import re
@@ -392,6 +393,21 @@ def test_is_reusable_is_asked_at_each_return_that_would_keep_the_connection():
     assert asked == [(first, gevent.getcurrent())] * 3
 
 
+def test_a_subclass_may_ask_what_the_default_says_about_a_connection_that_comes_back():
+    class Choosy(Polite):
+        def _is_reusable(self, c):
+            return super()._is_reusable(c) and c not in worn_out
+
+    worn_out = []
+    pool = ready(Choosy(1))
+    first = borrow_once(pool)
+    worn_out.append(borrow_once(pool))
+    borrow_once(pool)
+
+    assert worn_out == [first]
+    assert causes(pool) == {"not_reusable": 1}
+
+
 @pytest.mark.parametrize("hook", ["_is_connection_error", "_is_reusable"])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_a_system_exception_out_of_a_deciding_hook_goes_to_the_hub_and_the_blocks_own_goes_on(hook, kind, hub_errors):
@@ -461,6 +477,20 @@ def test_what_happens_before_those_who_were_served_run_changes_nothing_about_the
     gevent.joinall(greenlets)
 
     assert log == list(range(5))
+
+
+def test_what_comes_back_in_the_moment_before_the_wait_is_taken_without_a_switch(monkeypatch):
+    pool = ready(Pool(1))
+    held = pool.acquire()
+    monkeypatch.setattr(pool._lender, "_look_nested", lambda now: pool.release(held))  # as the collector may
+    got = []
+    switches = count_switches(lambda: got.append(pool.acquire(timeout=5)))
+    gevent.idle()
+    stats = pool.stats()
+    pool.release(held)
+
+    assert (switches, got) == (0, [held])
+    assert (stats.in_use, stats.waiting) == (1, 0)
 
 
 def test_who_returns_and_asks_again_queues_behind_those_who_wait():
@@ -1571,6 +1601,25 @@ def test_a_hook_is_not_interrupted_after_it_has_ended():
     assert pool.stats().open_errors == 0
 
 
+def test_a_pool_whose_greenlet_could_not_be_started_can_be_closed_all_the_same(monkeypatch):
+    def spawn(*job):
+        raise MemoryError
+
+    class Plain(ConnectionPool[Any]):
+        def _new_connection(self):
+            return object()
+
+    pool = Plain(1, min_size=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._lender.engine, "spawn", spawn)
+        with pytest.raises(MemoryError):
+            pool.acquire(timeout=0)
+    pool.close(0)
+
+    assert (pool.closed, pool.stats().connecting) == (True, 1)
+    assert pool._lender.engine.workers == set()
+
+
 # -- closing hooks -----------------------------------------------------------------------------------------------------
 
 
@@ -1944,7 +1993,8 @@ def test_a_system_exception_out_of_a_handler_goes_to_the_hub_and_it_gets_the_nex
     assert hub_errors == [kind] * 3
 
 
-def test_a_handler_that_hangs_does_not_hold_up_the_pool_and_loses_the_oldest_events(blocked):
+def test_a_handler_that_hangs_does_not_hold_up_the_pool_and_loses_the_oldest_events(blocked, monkeypatch):
+    monkeypatch.setattr("geventconnpool._engine.EVENTS_KEPT", 1000)
     told: list[Any] = []
 
     def handle(event):
@@ -2205,6 +2255,24 @@ def test_a_pool_without_new_connection_cannot_be_made():
         ConnectionPool(1)
 
 
+def test_a_hook_that_leaves_it_to_the_base_class_opens_nothing_and_the_error_says_so():
+    class Lazy(Pool):
+        def _new_connection(self):
+            return ConnectionPool._new_connection(self)
+
+    pool = Lazy(1)
+    with pytest.raises(PoolTimeout, match="NotImplementedError") as caught:
+        pool.acquire(timeout=0.01)
+
+    assert isinstance(caught.value.__cause__, NotImplementedError)
+
+
+def test_the_signature_of_get_says_what_the_default_of_its_timeout_is():
+    defaults = [inspect.signature(method).parameters["timeout"].default for method in (Pool.get, Pool.acquire)]
+
+    assert list(map(repr, defaults)) == ["<the pool's timeout>", "<the pool's timeout>"]
+
+
 def test_keepalive_needs_a_keepalive_method():
     with pytest.raises(TypeError, match="keepalive=30.*_keepalive"):
         Pool(1, keepalive=30)
@@ -2293,7 +2361,8 @@ def test_a_refused_constructor_leaves_nothing_running():
     assert Counting.calls == 0
 
 
-def test_a_handler_that_falls_behind_is_told_of_in_the_log(caplog, blocked):
+def test_a_handler_that_falls_behind_is_told_of_in_the_log(caplog, blocked, monkeypatch):
+    monkeypatch.setattr("geventconnpool._engine.EVENTS_KEPT", 1000)
     heard = []
 
     def hang(event):
@@ -2383,3 +2452,48 @@ def test_another_native_thread_may_look():
         False,
         True,
     )
+
+
+def test_a_handler_that_is_a_method_of_the_pool_does_not_keep_a_forgotten_pool():
+    heard = []
+
+    class Telling(Pool):
+        def hear(self, event):
+            heard.append(event)
+
+    pool = Telling.__new__(Telling)
+    pool.__init__(1, on_event=pool.hear)
+    pool.wait()
+    wait_until(lambda: heard)
+    made = pool.made
+    Pool.alive.clear()
+    gevent.sleep(0)  # what woke the wait is done with
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.warns(ResourceWarning):
+            del pool
+    finally:
+        gc.enable()
+
+    assert (len(heard), len(made)) == (1, 1)
+
+
+def test_a_keepalive_that_succeeds_again_ends_the_series_of_failures_in_the_log(caplog):
+    caplog.set_level(logging.INFO, "geventconnpool")
+    failing = [True]
+
+    def keep(c):
+        if failing[0]:
+            raise OSError("no answer")
+
+    pool = KeptAlive(1, keep=keep, keepalive=0.01)
+    for state in (True, False, True, False):
+        failing[0] = state
+        kept = len(pool.kept)
+        wait_until(lambda kept=kept: len(pool.kept) > kept + 1 and pool.stats().idle == 1, what="keepalives")
+    lines = [record.getMessage() for record in caplog.records if "keepalive" in record.getMessage()]
+
+    assert [line.split(": ")[1].split(",")[0] for line in lines][:4] == [
+        "keepalive failed", "keepalive succeeds again", "keepalive failed", "keepalive succeeds again",
+    ]  # fmt: skip

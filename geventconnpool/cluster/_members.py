@@ -181,6 +181,7 @@ class Members:
         self.alarm = inf
         self.is_shut = False
         self.warming: list[int] = []  # how many open connections others wait for
+        self._is_updating = False  # endpoints come and go, and who may grow is seen when they have
         self._grows = False  # whether pools open more than they keep
         self.is_empty = False  # an answer named no endpoint (those that drain are the past)
         self._balancer = balancer
@@ -267,7 +268,7 @@ class Members:
 
         A connect under way is for those who want just that endpoint, then for those who avoid the most.
         """
-        if not self._grows or self.is_shut or not (self.queue.avoiding or self.warming):
+        if not self._grows or self.is_shut or self._is_updating or not (self.queue.avoiding or self.warming):
             return
         available = self.available
         spare = {m: m.pool.connecting - m.pool.waiting for m in available if m.pool.connecting > m.pool.waiting}
@@ -312,6 +313,7 @@ class Members:
         """Apply what discovery says: add, update in place, drain, or take back what still drains."""
         wanted = {endpoint: endpoint for endpoint in endpoints}
         changes = difference(self._members, wanted)
+        self._is_updating = True
         for endpoint in changes.added:
             self._add(endpoint, now)
         for endpoint in changes.updated:
@@ -323,6 +325,7 @@ class Members:
         for member in list(self._members.values()):
             if member.state is DRAINING and member.endpoint in wanted:
                 self._return_from_drain(member, now)
+        self._is_updating = False
         self._eligibility_changed(now)
         self.is_empty = not wanted
         if self.is_empty:
@@ -428,8 +431,6 @@ class Members:
         member.pool.suspend(_queue.EJECTED)
         self._ask(now)
         self._eligibility_changed(now)
-        if not self.available:
-            self._probe_all(now)
         self.set_alarm()
         self.queue.judge(now)
 
@@ -470,9 +471,12 @@ class Members:
 
     @transition
     def reset(self, now: float) -> None:
-        """Replace every connection."""
+        """Replace every connection, and find out at once which ejected endpoints are back."""
         for member in self._members.values():
             member.pool.reset(now)
+            if member.state is EJECTED and not member.is_probing:
+                member.until = now
+        self.set_alarm()
 
     @transition
     def resize(self, size: int, min_size: int, now: float) -> None:
@@ -502,7 +506,7 @@ class Members:
             if member.state is EJECTED:
                 member.is_probing = True
                 member.pool.probe(now)
-            elif member.state is DRAINING:
+            else:  # it drains: one that is active has no such time
                 self._end_drain(member)
         self.set_alarm()
         self.queue.judge(now)
