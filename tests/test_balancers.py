@@ -9,6 +9,7 @@ from random import Random
 import pytest
 
 from geventconnpool.cluster._balancers import LeastLoaded, RoundRobin
+from tests.virtual import Dice
 
 HARDLY_EVER = 0.01
 
@@ -122,6 +123,12 @@ def test_equally_loaded_candidates_are_not_chosen_in_the_order_of_the_list():
     firsts = {LeastLoaded(Random(seed)).choose(candidates(1, 1, 1), 0.0).endpoint for seed in range(50)}
 
     assert firsts == {"A", "B", "C"}
+
+
+def test_a_draw_at_the_very_end_of_the_weights_is_the_last_of_the_equally_loaded():
+    balancer = LeastLoaded(Dice(1.0))
+
+    assert balancer.choose(candidates(1.0, 2.0, 0.5), 0.0).endpoint == "C"
 
 
 def test_round_robin_takes_one_after_the_other():

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -341,6 +343,18 @@ def test_a_cluster_without_new_connection_cannot_be_made():
         Bare([A], 1)
 
 
+def test_a_hook_that_leaves_it_to_the_base_class_opens_nothing_and_the_error_says_so():
+    class Lazy(Cluster):
+        def _new_connection(self, endpoint):
+            return ClusterPool._new_connection(self, endpoint)
+
+    pool = Lazy([A])
+    with pytest.raises(PoolTimeout, match=r"NotImplementedError") as caught:
+        pool.acquire(timeout=0.01)
+
+    assert isinstance(caught.value.__cause__, NotImplementedError)
+
+
 @pytest.mark.parametrize("service", [[A], Asked(Resolution((A,)))])
 def test_the_constructor_returns_before_the_first_look_up_and_connect(service):
     pool = Cluster(service)
@@ -467,6 +481,29 @@ def test_the_pool_of_one_endpoint_lends_and_tells_but_is_closed_with_its_cluster
         one.acquire()
 
 
+def test_the_pool_of_one_endpoint_opens_nothing_by_itself():
+    pool = make(A)
+    with pytest.raises(NotImplementedError, match="the cluster opens the connections of its pools"):
+        pool.pools[A]._new_connection()
+
+    assert pool.attempts == [A]
+
+
+def test_what_the_parent_of_a_fork_lent_is_given_back_to_the_pool_of_an_endpoint_without_effect(monkeypatch):
+    pool = make(A)
+    one = pool.pools[A]
+    c = one.acquire()
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._lender.engine, "stamp", -1)  # as if this were its child
+        one.release(c)
+        one.discard(c)
+    in_use = pool.stats().in_use
+    one.release(c)
+
+    assert (in_use, pool.stats().idle) == (1, 1)
+    assert c.ended is None
+
+
 def test_gets_of_one_endpoint_and_of_the_cluster_stand_in_one_queue():
     pool = make(A)
     c = pool.acquire()
@@ -582,6 +619,25 @@ def test_when_none_is_available_the_error_lists_each_endpoint_with_its_last_fail
         assert re.search(rf"{endpoint} ejected[^;]*last failure OSError\([^;]*next probe in \d+\.\d s", text), text
     assert re.search(rf"{B} active[^;]*last failure OSError\(", text), text
     assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_of_very_many_endpoints_the_error_lists_twenty_and_counts_the_rest():
+    endpoints = [Endpoint(f"{n}.test", 1) for n in range(23)]
+    pool = Cluster(endpoints, dead=endpoints)
+    with pytest.raises(PoolTimeout) as caught:
+        pool.call(0.01)
+    text = str(caught.value)
+
+    assert text.count(".test:1 active") == 20
+    assert text.endswith("; and 3 more)")
+
+
+def test_before_the_first_answer_the_error_says_that_there_is_none_yet():
+    pool = Cluster(Names())
+    with pytest.raises(PoolTimeout, match=r"waiting 0; discovery has not answered yet\)$") as caught:
+        pool.call(0.01)
+
+    assert caught.value.__cause__ is None
 
 
 def test_the_last_error_of_a_cluster_is_that_of_its_latest_failed_connect():
@@ -874,6 +930,36 @@ def test_the_peer_of_a_client_object_is_that_of_its_descriptor(tcp_server):
         gevent.sleep(0.02)
 
         assert pool.stats().closed == 0
+
+
+def test_with_a_default_timeout_a_client_object_is_taken_to_lead_to_the_first_address(tcp_server):
+    class Client:
+        def __init__(self, endpoint):
+            self.sock = endpoint.connect(timeout=2)
+
+        def fileno(self):
+            return self.sock.fileno()
+
+        def close(self):
+            self.sock.close()
+
+    class Clients(ClusterPool[Any]):
+        def _new_connection(self, endpoint):
+            return Client(endpoint)
+
+    port = tcp_server.address[1]
+    names = Names(Endpoint("a.test", port, ("127.0.0.0", "127.0.0.1")))  # nobody can listen on the first
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(5)
+    try:
+        with Clients(names, 1) as pool:
+            pool.wait(timeout=5)
+            names.tell(Endpoint("a.test", port, ("127.0.0.0",)))
+            wait_until(lambda: [len(e.addresses) for e in pool.pools] == [1])
+
+            assert (pool.stats().idle, pool.stats().closed) == (1, 0)
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 # -- retried calls -----------------------------------------------------------------------------------------------------
@@ -1332,6 +1418,45 @@ def test_after_close_nothing_is_looked_up_probed_or_opened_and_no_greenlet_is_le
     for get in pool.call, pool.wait, lambda: pool.call(to=B):
         with pytest.raises(PoolClosed):
             get()
+
+
+def test_while_a_close_waits_for_its_users_nothing_is_looked_up():
+    resolver = Asked(Resolution((A,), ttl=0), min_refresh=0.02)
+    pool = ready(Cluster(resolver))
+    held = pool.acquire()
+    closing = gevent.spawn(pool.close)
+    wait_until(lambda: pool.closed)
+    asked = len(resolver.times)
+    wait_until(lambda: pool._lender.discovery.alarm == inf, 5, "the time of the next look-up")
+    is_closing = not closing.ready()
+    pool.release(held)
+
+    assert closing.get(timeout=5) is True
+    assert is_closing
+    assert len(resolver.times) == asked
+
+
+def test_an_answer_that_comes_after_the_close_changes_nothing():
+    class Stubborn:
+        is_asked = False
+
+        def resolve(self, service):
+            self.is_asked = True
+            try:
+                gevent.sleep(60)
+            except gevent.GreenletExit:
+                return Resolution((A,), ttl=0)
+
+    resolver = Stubborn()
+    pool = Cluster(resolver)
+    wait_until(lambda: resolver.is_asked)
+    pool.close()
+    wait_until(lambda: pool.stats().discovery.state == "fresh")
+
+    assert len(pool.pools) == 0
+    assert pool.attempts == []
+    assert pool.kinds(events.EndpointAdded, events.DiscoveryChanged) == []
+    assert pool.stats().discovery.next_lookup is None
 
 
 def test_close_waits_for_draining_endpoints_too_and_cuts_them_after_its_time():

@@ -37,6 +37,7 @@ from geventconnpool import (
     PoolTimeout,
     _engine,
     _lender,
+    _liveness,
     _queue,
     events,
     retry,
@@ -715,6 +716,30 @@ print(os.read(c.number, 100))
 
 def test_without_pollrdhup_a_blocking_descriptor_stays_so_and_loses_no_byte_whatever_the_default_timeout():
     assert run(BLOCKING) == "True\nTrue\nb'hellohello'\n"
+
+
+@pytest.mark.parametrize(
+    ("make", "act", "is_at_end"),
+    [
+        (socket.socketpair, lambda peer: None, False),
+        (socket.socketpair, lambda peer: peer.sendall(b"hello"), False),
+        (socket.socketpair, lambda peer: peer.close(), True),
+        (reading_pipe, lambda peer: peer.close(), False),  # no socket: nothing tells
+    ],
+    ids=["silent", "hello", "end", "pipe"],
+)
+@pytest.mark.parametrize("is_blocking", [True, False])
+def test_whether_the_end_is_next_is_seen_without_a_trace(make, act, is_at_end, is_blocking):
+    ours, peer = make()
+    with closing(ours), closing(peer):
+        os.set_blocking(ours.fileno(), is_blocking)
+        act(peer)
+        before = descriptors()
+        found = _liveness._is_at_end(ours.fileno())
+
+        assert found is is_at_end
+        assert os.get_blocking(ours.fileno()) is is_blocking
+        assert descriptors() == before
 
 
 WITHOUT_POLL = """

@@ -425,6 +425,25 @@ def test_only_the_lowest_priority_is_eligible():
     assert cluster.eligible() == [A, B]
 
 
+def test_of_each_endpoint_it_is_told_whether_it_is_among_the_eligible():
+    cluster = filled(A, B, D, FALLBACK)
+    cluster.fail(A)
+    cluster.borrow(D)
+    cluster.update(A, B, FALLBACK)
+    before = cluster.state_of(A, B, D, FALLBACK)
+    told = {
+        avoid: [cluster.members.is_eligible(cluster[endpoint], avoid) for endpoint in (A, B, D, FALLBACK)]
+        for avoid in [(), (B,), (B, FALLBACK)]
+    }
+
+    assert before == ["ejected", "active", "draining", "active"]
+    assert told == {
+        (): [False, True, False, False],
+        (B,): [False, False, False, True],
+        (B, FALLBACK): [False, True, False, False],
+    }
+
+
 def test_calls_spill_over_to_the_next_priority_when_all_of_the_first_are_ejected_and_come_back():
     cluster = filled(A, FALLBACK)
     cluster.fail(A)
@@ -1346,6 +1365,30 @@ def test_a_probe_under_keepalive_whose_address_left_meanwhile_is_not_the_last(is
         cluster.run_to(cluster.shell.now + 10.0)
 
     assert cluster.state_of(A) == ["active"]
+
+
+@pytest.mark.parametrize("is_good", [True, False])
+def test_a_probe_from_before_a_drain_says_nothing_when_another_has_readmitted_the_endpoint(is_good):
+    cluster = filled(A, B, size=2, has_keepalive=True)
+    cluster.fail(A)
+    cluster.probe(A, good=True)
+    (old,) = cluster.shell.checking
+    cluster.update(B)
+    cluster.update(A, B)
+    cluster.run_to(cluster.shell.now)
+    cluster.shell.open(*cluster.opening(A))
+    cluster.shell.answer(cluster.shell.checking[-1])
+    before = cluster[A].state, cluster[A].last_error
+    if is_good:
+        cluster.shell.answer(old)
+    else:
+        cluster.shell.hang_up(old, OSError("too late"))
+
+    assert before == ("active", cluster[A].last_error)
+    assert (cluster[A].state, cluster[A].until, cluster[A].failures["keepalives"]) == ("active", inf, 0)
+    assert len(cluster.told(events.EndpointReadmitted)) == 1
+    assert cluster.told(events.ProbeFailed) == []
+    assert states(cluster[A].pool) == ({"idle": 2} if is_good else {"idle": 1, "closing": 1})
 
 
 def test_a_failed_probe_is_repeated_after_1_2_4_5_5_seconds():

@@ -24,7 +24,7 @@ from gevent import socket
 from gevent.event import Event
 
 from geventconnpool import ConnectionPool, PoolClosed, PoolError, PoolTimeout, events
-from geventconnpool.pool import DEFAULT_EXC_CLASSES
+from geventconnpool.pool import DEFAULT_EXC_CLASSES, _without_cycle
 from tests.servers import wait_until
 
 # -- what the tests set up ---------------------------------------------------------------------------------------------
@@ -2497,3 +2497,22 @@ def test_a_keepalive_that_succeeds_again_ends_the_series_of_failures_in_the_log(
     assert [line.split(": ")[1].split(",")[0] for line in lines][:4] == [
         "keepalive failed", "keepalive succeeds again", "keepalive failed", "keepalive succeeds again",
     ]  # fmt: skip
+
+
+def test_what_is_told_when_the_pool_is_gone_is_told_to_nobody():
+    class Telling(Pool):
+        heard: list[Any] = []
+
+        def hear(self, event):
+            self.heard.append(event)
+
+    pool = Telling(1)
+    tell = _without_cycle(pool, pool.hear)
+    tell(events.ConnectionOpened("pool", None, 0.1))
+    pool.close()
+    Pool.alive.clear()
+    del pool
+    wait_until(lambda: gc.collect() >= 0 and not any(isinstance(o, Telling) for o in gc.get_objects()))
+    tell(events.ConnectionClosed("pool", None, None))
+
+    assert Telling.heard == [events.ConnectionOpened("pool", None, 0.1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import subprocess
@@ -18,7 +19,7 @@ from gevent import socket
 from gevent.server import DatagramServer
 
 from geventconnpool.cluster import _dns, _resolvers
-from geventconnpool.cluster._dns import ResolutionError
+from geventconnpool.cluster._dns import Client, Nameserver, Question, ResolutionError
 from geventconnpool.cluster._endpoints import Endpoint, Resolution
 from geventconnpool.cluster._resolvers import DNSResolver, StaticResolver
 from geventconnpool.testing import DNSServer
@@ -357,6 +358,16 @@ def test_a_server_that_knows_no_ipv6_questions_does_not_hide_the_ipv4_addresses(
     assert resolution.ttl == 0.0
 
 
+def test_addresses_that_came_along_and_cannot_be_reached_are_left_out(resolver, server, monkeypatch):
+    monkeypatch.setattr(_resolvers, "_has_route", lambda address: False)
+    for number in 1, 2:
+        server.add_srv(SERVICE, f"redis{number}.example.test", 6379)
+        server.add_address(f"redis{number}.example.test", f"2001:db8::{number}")
+    server.add_address("redis1.example.test", "127.0.0.1")
+
+    assert found(resolver.resolve(SERVICE)) == [("redis1", 6379, ("127.0.0.1",), 0, 1)]
+
+
 def test_a_plain_name_that_does_not_resolve_any_more_is_a_failure(resolver, server):
     server.add_address("redis.example.test", "127.0.0.1")
     resolver.resolve("redis.example.test:6379")
@@ -419,6 +430,60 @@ def test_a_failure_names_the_service_the_fault_and_the_name_server(resolver, ser
     server.fault = fault
 
     assert failure(resolver) == f"{SERVICE} SRV: {words} from 127.0.0.1:{server.address[1]}"
+
+
+def test_a_failure_that_dnspython_knows_best_is_told_in_its_words(resolver, server):
+    server.fault = "yxdomain"
+
+    assert failure(resolver) == (
+        f"{SERVICE} SRV: The DNS query name is too long after DNAME substitution. from 127.0.0.1:{server.address[1]}"
+    )
+
+
+def test_an_answer_over_tcp_to_another_question_is_a_failure(resolver, server):
+    add_service(server, 1)
+    faults = iter(["truncate", "wrong_id"])
+    server.fault = lambda query: next(faults)
+    words = "A DNS query response does not respond to the question asked."
+
+    assert failure(resolver) == f"{SERVICE} SRV: {words} from 127.0.0.1:{server.address[1]}"
+
+
+def test_a_name_server_that_closes_in_the_middle_of_its_answer_has_failed():
+    class Rude(DNSServer):
+        def _serve_tcp(self, connection, _client):
+            connection.recv(65535)
+            connection.sendall(b"\0\x10half")
+
+    with Rude() as server:
+        server.fault = "truncate"
+        words = failure(DNSResolver([server.address]))
+
+    assert words == f"{SERVICE} SRV: the name server closed the connection from 127.0.0.1:{server.address[1]}"
+
+
+def test_a_name_server_that_refuses_tcp_has_failed_and_leaves_no_socket(server):
+    server.fault = "truncate"
+    server._servers[0].stop()
+    resolver = DNSResolver([server.address])
+    words = failure(resolver)
+    files = open_files()
+    failure(resolver)
+
+    assert words == f"{SERVICE} SRV: Connection refused from 127.0.0.1:{server.address[1]}"
+    assert open_files() == files
+
+
+def test_questions_that_are_not_reached_within_the_lifetime_are_failures_that_name_the_servers(server):
+    server.fault = "drop"
+    questions = [Question(f"host{number}.example.test", "A") for number in range(5)]
+    with DNSServer() as other:
+        other.fault = "drop"
+        answers = Client([server.address, other.address], timeout=0.2, lifetime=0.4).ask_all(questions)
+    servers = f"127.0.0.1:{server.address[1]}, 127.0.0.1:{other.address[1]}"
+
+    assert set(answers) == set(questions)
+    assert str(answers[questions[4]]) == f"host4.example.test A: no answer within 0.4 s from {servers}"
 
 
 def test_no_such_name_and_no_such_record_are_failures(resolver, server):
@@ -532,6 +597,35 @@ def test_resolv_conf_is_read_anew_and_of_no_use_is_a_failure(resolv_conf, server
 
     resolv_conf.with_name("away").rename(resolv_conf)
     assert names(resolver.resolve(SERVICE)) == ["redis1.example.test:6379"]
+
+
+# What dnspython is told
+
+
+def test_a_name_server_is_of_the_common_kind_and_shown_with_its_port():
+    servers = Nameserver("127.0.0.1", 53), Nameserver("::1", 8600)
+
+    assert [server.kind() for server in servers] == ["Do53", "Do53"]
+    assert [str(server) for server in servers] == ["127.0.0.1:53", "[::1]:8600"]
+
+
+def test_the_backend_is_called_gevent():
+    assert _dns._Backend(1.0).name() == "gevent"
+
+
+def test_what_waits_for_another_event_loop_is_ended_and_an_error():
+    ended = []
+
+    async def foreign():
+        try:
+            await asyncio.sleep(0)
+        finally:
+            ended.append(True)
+
+    with pytest.raises(RuntimeError, match="dnspython waits for something that gevent does not know"):
+        _dns._run(foreign())
+
+    assert ended == [True]
 
 
 # Interruptions

@@ -7,6 +7,7 @@ import gc
 import inspect
 import logging
 import time
+from contextlib import suppress
 from itertools import pairwise
 from math import inf
 from random import Random
@@ -288,6 +289,21 @@ def test_a_failure_is_noted_in_every_enclosing_call():
     # Of the second inner call its first attempt; of the outer one its first, in which the pool failed twice.
     assert note.count("attempt 1 failed") == 2
     assert note.count("the pool") == 3
+
+
+def test_of_many_places_where_one_attempt_failed_the_first_ten_are_told():
+    with Pool(1, name="the pool") as pool:
+
+        @retry(max_failures=1)
+        def call():
+            for _ in range(12):
+                with suppress(OSError), pool.get():
+                    raise OSError("broken")
+            raise OSError("enough")
+
+        note = notes(give_up(call))
+
+    assert note == "attempt 1 failed: " + "the pool: " * 10 + "OSError('enough')"
 
 
 def test_a_connection_lent_to_another_greenlet_is_not_noted():
@@ -574,6 +590,24 @@ def test_levels_and_templates_can_be_chosen(caplog):
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("WARNING", "again flaky because one"),
         ("CRITICAL", "enough of flaky: OSError('100% of it')"),
+    ]
+
+
+def test_a_template_may_use_what_only_the_exceptions_to_come_have(caplog):
+    caplog.set_level(logging.DEBUG)
+    retried = retry(
+        Flaky(OSError(5, "broken"), BROKEN),
+        exc_classes=Exception,
+        logger=logging.getLogger("mine"),
+        max_failures=1,
+        retry_log_message="again {f} because of {e.errno}",
+        max_failure_log_message="enough of {f}: {e.nothing}",
+    )
+    give_up(retried)
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "again flaky because of 5",
+        "flaky: OSError('broken')",  # what cannot be formatted is told all the same
     ]
 
 
