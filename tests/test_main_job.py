@@ -167,7 +167,7 @@ def test_calls_are_spread_over_all_servers_and_get_their_own_replies(scene: Scen
     shares = [len(scene.load.since(0, scene.endpoint(server))) / len(scene.load.attempts) for server in scene.servers]
 
     assert scene.load.failures == []
-    assert min(shares) > 0.1  # least loaded: the share of a server that answers faster is larger
+    assert min(shares) > 0.03  # least loaded: the share of a server that answers faster is larger
 
 
 def test_a_killed_server_is_ejected_and_no_caller_sees_a_failure_and_it_serves_again_after_a_probe(
