@@ -121,7 +121,7 @@ def borrow(pool: Any) -> int:
         return int(c.number)
 
 
-def attempt(job: Callable[[], Any], seconds: float = 0.05) -> Any:
+def attempt(job: Callable[[], Any], seconds: float = 0.1) -> Any:
     """Return what a job returns, the name of what it raises, or that it waits for ever."""
     try:
         with gevent.Timeout(seconds) as bound:
@@ -851,7 +851,7 @@ def a_connect_that_raises_what_the_readme_says_it_may(world):
 
 @scene
 def a_connect_that_raises_something_else(world):
-    return attempt(lambda: borrow(make(world, steps=[KeyError("no such account")])))
+    return attempt(lambda: borrow(make(world, steps=[KeyError("no such account")])), seconds=0.5)
 
 
 @scene
