@@ -118,7 +118,10 @@ class Cluster(Hooks, ClusterPool[Client]):
 def open_pools() -> tuple[Pool, Cluster]:
     """Make what an application has at module level; with WARM_UP, wait until it is connected, as some do there."""
     first, *others = witnesses()
-    places = Pool(first, 3, keepalive=0.3), Cluster(others, 2, keepalive=0.3)
+    places = (
+        Pool(first, 3, keepalive=0.3, keepalive_timeout=10),
+        Cluster(others, 2, keepalive=0.3, keepalive_timeout=10),
+    )
     if os.environ.get("WARM_UP"):
         for place in places:
             place.wait(timeout=5)
