@@ -155,10 +155,13 @@ class Lender(ABC):
         if was_closed:
             self.shut()
 
-    def check_place(self) -> None:
-        """Raise :class:`RuntimeError` in any native thread but that of the hub; begin anew in a child process."""
+    def _look_round(self) -> None:
         if get_ident() != self._thread or stamp[0] != self._stamp:
             self._arrive()
+
+    def check_place(self) -> None:
+        """Raise :class:`RuntimeError` in any native thread but that of the hub; begin anew in a child process."""
+        self._look_round()
         if not self._is_started:
             self._is_started = True
             self.start()
@@ -380,8 +383,8 @@ class Lender(ABC):
             if slot.pool.returned(slot, monotonic()):
                 return
             slot.owner = owner
-        if slot.pool.queue is not self.engine.queue or self.engine.is_inherited:
-            slot.owner = None  # it is the parent's
+        if self._is_inherited(slot):
+            slot.owner = None
             return
         try:
             verdict = self._verdict(slot, exc)
@@ -390,9 +393,13 @@ class Lender(ABC):
             raise
         self._end(slot, verdict, exc)
 
+    def _is_inherited(self, slot: Slot) -> bool:
+        """Say whether the slot was borrowed in the parent process, and is still its."""
+        return slot.pool.queue is not self.engine.queue or self.engine.is_inherited
+
     def _give_back_elsewhere(self, slot: Slot, exc: BaseException | None) -> None:
         """Not in the thread of the hub: by mistake, or by the collector, which runs wherever garbage is made."""
-        if slot.pool.queue is not self.engine.queue or self.engine.is_inherited:
+        if self._is_inherited(slot):
             return
         self.engine.end_later(slot, exc)
         if not issubclass(type(exc), GeneratorExit):
@@ -531,8 +538,7 @@ class Lender(ABC):
             raise PoolClosed(f"cannot {verb} {self.name}: it is closed")
 
     def close(self, timeout: float | None) -> bool:
-        if stamp[0] != self._stamp or get_ident() != self._thread:
-            self._arrive()
+        self._look_round()
         if not self.closed:
             self.shut()
             self.engine.act()

@@ -141,7 +141,7 @@ class Waiter:
     def __init__(self, now: float, *, only: Slots | None = None, avoid: Collection[Any] = ()) -> None:
         self.since = now
         self.only = only  # the one pool it wants, or None for any of the queue's
-        self.avoid = avoid  # endpoints it would rather not use
+        self.avoid = frozenset(avoid)  # endpoints it would rather not use
         self.slot: Slot | None = None
         self.error: BaseException | None = None
         self.is_late = False
@@ -200,6 +200,12 @@ class Queue:
     @property
     def queue(self) -> Queue:
         return self  # for ``transition``
+
+    def ring_at(self, due: float, item: Timed) -> None:
+        """Have ``item`` ticked when it is due, unless it will be sooner."""
+        if due < item.alarm:
+            item.alarm = due
+            self.todo.append((ALARM, item))
 
     def may_use(self, waiter: Waiter, pool: Slots) -> bool:
         """Say whether the waiter may get a connection of that pool; overridden where there are several pools."""
@@ -266,9 +272,7 @@ class Queue:
             self.bare_since = inf
         elif self.bare_since == inf:
             self.bare_since = now
-            if now + self.fail_after < self.alarm:
-                self.alarm = now + self.fail_after
-                self.todo.append((ALARM, self))
+            self.ring_at(now + self.fail_after, self)
 
     def planned(self, now: float) -> None:
         """A pool has started what it could; there may be a use for others."""
@@ -281,8 +285,7 @@ class Queue:
         if self.is_down or due == inf:
             return
         if due > now:
-            self.alarm = due
-            self.todo.append((ALARM, self))
+            self.ring_at(due, self)
             return
         self.is_down = True
         self.refuse(self.unavailable)
@@ -298,13 +301,10 @@ class Holds:
     """
 
     def __init__(self, queue: Queue, seconds: float, now: float) -> None:
+        self.alarm = inf
         self._queue = queue
         self._seconds = seconds
-        self._set_alarm(now + seconds)
-
-    def _set_alarm(self, due: float) -> None:
-        self.alarm = due
-        self._queue.todo.append((ALARM, self))
+        queue.ring_at(now + seconds, self)
 
     def tick(self, now: float) -> None:
         next_due = now + self._seconds
@@ -317,7 +317,7 @@ class Holds:
                 self._queue.todo.append((HELD, slot))
             else:
                 next_due = min(next_due, due)
-        self._set_alarm(next_due)
+        self._queue.ring_at(next_due, self)
 
 
 class Gate:

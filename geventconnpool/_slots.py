@@ -50,7 +50,6 @@ from geventconnpool._backoff import exponential, spread
 from geventconnpool._queue import (
     ABORT,
     ABORTED,
-    ALARM,
     CANCEL,
     CAUSES,
     CHECK,
@@ -425,7 +424,7 @@ class Slots:
     def await_retry(self) -> None:
         """Look again when the next attempt is due, though this pool may have no use for it."""
         if self.failures and self.mode is RUNNING and len(self.slots) < self.size and not self.connecting:
-            self._ring_at(self.retry_at)
+            self.queue.ring_at(self.retry_at, self)
 
     def _may_connect(self, now: float) -> bool:
         return self._wants_one and self._is_free_to_connect(now)
@@ -698,7 +697,7 @@ class Slots:
         if self.mode is RUNNING:
             while self._may_check and self._check_due <= now:
                 self._check(self._remove(self._coldest()))
-            self._set_alarm(now)
+            self.queue.ring_at(self._next_due(now), self)
         self.queue.planned(now)
 
     @property
@@ -747,14 +746,6 @@ class Slots:
                 if slot.state is IDLE and slot.seen + rests > now:
                     due = min(due, slot.seen + rests)
         return due
-
-    def _set_alarm(self, now: float) -> None:
-        self._ring_at(self._next_due(now))
-
-    def _ring_at(self, due: float) -> None:
-        if due < self.alarm:
-            self.alarm = due
-            self.queue.todo.append((ALARM, self))
 
     def _next_due(self, now: float) -> float:
         due = self.retry_at if self.failures and self._wants_one and not self.connecting else inf

@@ -269,8 +269,6 @@ def _without_cycle(pool: Any, on_event: Callable[[events.Event], object] | None)
 class LoneLender(PoolLender):
     """A pool by itself: it has an engine of its own."""
 
-    options: Options
-
     def __init__(self, options: Options, pool: Any) -> None:
         super().__init__(options, options.name, weakref.ref(pool))
         self.begin_here()

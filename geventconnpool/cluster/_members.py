@@ -29,7 +29,7 @@ from typing import Final, Literal
 from geventconnpool import _queue, events
 from geventconnpool._backoff import exponential, spread
 from geventconnpool._check import show, without_traceback
-from geventconnpool._queue import ALARM, ERROR, Queue, Slot, Waiter, transition
+from geventconnpool._queue import ERROR, Queue, Slot, Waiter, transition
 from geventconnpool._slots import Slots
 from geventconnpool.cluster._balancers import HARDLY_EVER, Balancer
 from geventconnpool.cluster._endpoints import Endpoint, difference
@@ -58,17 +58,15 @@ class ClusterQueue(Queue):
         self.avoiding: Counter[frozenset[Endpoint]] = Counter()  # those who want no pool in particular
 
     def join(self, waiter: Waiter, now: float, *, again: bool = False) -> None:
-        waiter.avoid = frozenset(waiter.avoid)
         if waiter.only is None:
             self.avoiding[waiter.avoid] += 1
         super().join(waiter, now, again=again)
 
     def withdraw(self, waiter: Waiter) -> None:
         if waiter in self.waiting and waiter.only is None:
-            avoid = frozenset(waiter.avoid)
-            self.avoiding[avoid] -= 1
-            if not self.avoiding[avoid]:
-                del self.avoiding[avoid]
+            self.avoiding[waiter.avoid] -= 1
+            if not self.avoiding[waiter.avoid]:
+                del self.avoiding[waiter.avoid]
         super().withdraw(waiter)
 
     def may_use(self, waiter: Waiter, pool: Slots) -> bool:
@@ -520,9 +518,8 @@ class Members:
 
     def set_alarm(self) -> None:
         due = min((m.until for m in self._members.values() if not m.is_probing), default=inf)
-        if due < self.alarm and not self.is_shut:
-            self.alarm = due
-            self.queue.todo.append((ALARM, self))
+        if not self.is_shut:
+            self.queue.ring_at(due, self)
 
 
 def _lowest_priority(members: Collection[Member]) -> list[Member]:

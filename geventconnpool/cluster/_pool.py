@@ -21,7 +21,7 @@ from geventconnpool import _check, events
 from geventconnpool._check import show
 from geventconnpool._engine import Engine, forget_locals
 from geventconnpool._lender import Lender, PoolLender, nothing_yet
-from geventconnpool._queue import ALARM, CAUSES, Gate, Slot, Waiter
+from geventconnpool._queue import CAUSES, Gate, Slot, Waiter
 from geventconnpool._retry import places_to_avoid
 from geventconnpool._slots import Slots
 from geventconnpool.cluster._balancers import Balancer, LeastLoaded
@@ -85,9 +85,8 @@ class Discovery:
         self._set_alarm()
 
     def _set_alarm(self) -> None:
-        if self._refresh.due < self.alarm and not self._is_stopped:
-            self.alarm = self._refresh.due
-            self._engine.queue.todo.append((ALARM, self))
+        if not self._is_stopped:
+            self._engine.queue.ring_at(self._refresh.due, self)
 
     def _look_up(self) -> None:
         try:
@@ -168,8 +167,6 @@ class Plan:
 class ClusterLender(Lender):
     """All endpoints of a cluster as one place to borrow from."""
 
-    options: Options
-
     def __init__(self, options: Options, plan: Plan, pool: Any) -> None:
         super().__init__(options, options.name, weakref.ref(pool))
         self._plan = plan
@@ -212,7 +209,7 @@ class ClusterLender(Lender):
         return slot
 
     def new_waiter(self, now: float) -> Waiter:
-        return Waiter(now, avoid=frozenset(places_to_avoid(self.engine)))
+        return Waiter(now, avoid=places_to_avoid(self.engine))
 
     def ask(self, waiter: Waiter, now: float, *, again: bool = False) -> None:
         self.members.ask_for(waiter, now, again=again)
@@ -272,12 +269,11 @@ class ClusterLender(Lender):
     def stats(self) -> events.ClusterStats:
         if self.engine.is_inherited:
             blank = nothing_yet(self.name, 0, 0)
-            values = {field.name: getattr(blank, field.name) for field in fields(blank)}
-            return events.ClusterStats(**values, endpoints=(), discovery=NOT_BEGUN)
+            return events.ClusterStats(**_values(blank), endpoints=(), discovery=NOT_BEGUN)
         endpoints = tuple(map(_endpoint_stats, self.members))
         pools = [entry.pool for entry in endpoints] + [member.pool.facade.stats() for member in self.members.leaving]
         total = _sum(self.name, [*pools, self.past.stats])
-        values = {field.name: getattr(total, field.name) for field in fields(total)}
+        values = _values(total)
         values["waits"] += self.waits
         values["wait_seconds"] += self.wait_seconds
         values["timeouts"] += self.timeouts
@@ -285,6 +281,10 @@ class ClusterLender(Lender):
         values["waiting"] = len(self.engine.queue.waiting)
         values["last_error"] = self.last_error
         return events.ClusterStats(**values, endpoints=endpoints, discovery=self.discovery.stats())
+
+
+def _values(stats: events.PoolStats) -> dict[str, Any]:
+    return {field.name: getattr(stats, field.name) for field in fields(stats)}
 
 
 def _endpoint_stats(member: Member) -> events.EndpointStats:
