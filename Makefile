@@ -43,7 +43,9 @@ test: venv
 
 coverage: venv
 	@cmp -s pyproject.toml $(VENV)/installed-test || { echo "make test first"; exit 1; }
+	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest -q
+	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
 
 soak: package

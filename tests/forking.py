@@ -84,6 +84,12 @@ def note(hook: str, c: Client) -> None:
         os.write(2, f"{scene}: {hook} of an inherited connection\n".encode())
 
 
+def calls_while(job: Callable[[], object]) -> list[tuple[int, str]]:
+    done = len(calls)
+    job()
+    return calls[done:]
+
+
 def calls_here() -> list[str]:
     return [hook for process, hook in calls if process == os.getpid()]
 
@@ -424,6 +430,41 @@ def drops_what_is_lent() -> Any:
     box[0].release(kept[0])
     kept[1].close()
     return [told, before, works(box[0])]
+
+
+def drops_in_a_thread() -> Any:
+    """Leases are collected in another native thread of the child, before and after it has used the pool."""
+    pool = ready(make(asking=True))
+    kept = [suspended(pool), suspended(pool)]
+
+    def job() -> Any:
+        gevent.reinit()  # else a hub that gevent has not forked itself has no threads
+        first = calls_while(drop_one)
+        used = use(pool)
+        then = calls_while(drop_one)
+        s = pool.stats()
+        return [first, used, then, len(kept), s.gets, s.in_use, s.closed]
+
+    def drop_one() -> None:
+        gevent.get_hub().threadpool.apply(kept.__delitem__, (0,))
+        run_hub()
+
+    told = in_child(job)
+    for lease in kept:
+        lease.close()
+    return [told, works(pool)]
+
+
+def suspended(pool: Any) -> Any:
+    """Return a generator that has borrowed a connection."""
+
+    def rows() -> Any:
+        with pool.get() as c:
+            yield c
+
+    lease = rows()
+    next(lease)
+    return lease
 
 
 def exits() -> Any:
@@ -869,6 +910,59 @@ def forks_in_a_hook() -> Any:
     pool.discard(pool.acquire())
     until(lambda: len(told) == 6)
     return told
+
+
+def goes_on_in_a_hook() -> Any:
+    """A child returns from the hook of its parent in which it was forked: nothing comes of it in the child."""
+    told: list[Any] = []
+    parent = os.getpid()
+
+    def is_child(where: str) -> bool:
+        if os.getpid() == parent and where not in told:
+            told.append(where)
+            told.append(in_child_that_returns(lambda: [counters(pool) == NOTHING, use(pool), counters(pool)[3:6]]))
+        return os.getpid() != parent
+
+    class Forking(Lone if KIND == "lone" else Cluster):  # type: ignore[misc]  # whichever is asked for
+        def _new_connection(self, *endpoint: Any) -> Client:
+            is_child("_new_connection")
+            return super()._new_connection(*endpoint)  # type: ignore[no-any-return]
+
+        def _keepalive(self, c: Client) -> None:
+            if not is_child("_keepalive"):
+                super()._keepalive(c)
+
+        def _abort_connection(self, c: Client) -> None:
+            if not is_child("_abort_connection"):
+                super()._abort_connection(c)
+
+    pool: Any
+    options: Any = {"keepalive": 0.01, "keepalive_timeout": 5}
+    pool = Forking(1, **options) if KIND == "lone" else Forking([(HOST, PORT)], 1, **options)
+    until(lambda: len(told) == 4)
+    pool.discard(pool.acquire())
+    until(lambda: len(told) == 6)
+    return [told, works(pool)]
+
+
+def in_child_that_returns(job: Callable[[], Any]) -> Any:
+    """As ``in_child``, but that this returns in the child, too, and the job is done when the greenlet has ended."""
+    reader, writer = os.pipe()
+    process = fork()
+    if process:
+        os_close(writer)
+        gevent.os.make_nonblocking(reader)
+        return outcome(process, lambda: gevent.os.nb_read(reader, 65536), reader)
+    signal.alarm(10)
+    me: Any = gevent.getcurrent()
+
+    def finish() -> None:
+        me.join()
+        tell(writer, job)
+        os._exit(0)
+
+    gevent.spawn(finish)
+    return None
 
 
 def forks_in_a_handler() -> Any:

@@ -32,7 +32,10 @@ REST = [
     *("is_about_to_be_told", "is_about_to_let_go", "looks_up", "is_busy", "exits_while_busy", "drops_while_busy"),
     *("polls_in_a_keepalive",),
 ]
-KNOWN_TO_PYTHON = ["drops_a_cycle", "forks_in_a_hook", "forks_in_a_handler", "runs_processes", "forks_in_a_thread"]
+KNOWN_TO_PYTHON = [
+    *("drops_a_cycle", "drops_in_a_thread", "forks_in_a_hook", "goes_on_in_a_hook", "forks_in_a_handler"),
+    *("runs_processes", "forks_in_a_thread"),
+]
 OF_LONE_POOLS = ["forks_often", "takes_its_time"]
 OF_CLUSTERS = ["keeps_an_endpoint_pool", "takes_an_endpoint_pool"]
 OF_LOOK_UPS = ["looks_up", "asks_dns", "is_busy"]
@@ -185,6 +188,14 @@ def test_a_child_in_which_leases_of_its_parent_are_collected_leaves_the_connecti
     assert parent == ["PING", "PING", "PING"]
 
 
+@scene("drops_in_a_thread")
+def test_a_child_in_which_leases_of_its_parent_are_collected_in_a_thread_leaves_the_connections(told):
+    child, parent = told
+
+    assert child == [[], [True, "PING"], [], 0, 1, 0, 0]
+    assert parent == ["PING", "PING"]
+
+
 @scene("exits")
 def test_a_child_that_exits_as_a_program_does_leaves_the_connections(told):
     assert told == [None, True, ["PING", "PING"]]
@@ -320,6 +331,15 @@ def test_a_hook_that_forks_goes_on_in_the_child_and_may_switch_and_borrow_there(
     works = [True, "PING"]
 
     assert told == ["_new_connection", works, "_keepalive", works, "_abort_connection", works]
+
+
+@scene("goes_on_in_a_hook")
+def test_a_hook_that_returns_in_the_child_it_has_forked_changes_nothing_there(told):
+    child = [True, [True, "PING"], [1, 0, 0]]
+    hooks, parent = told
+
+    assert hooks == ["_new_connection", child, "_keepalive", child, "_abort_connection", child]
+    assert parent == ["PING"]
 
 
 @scene("forks_in_a_handler")
