@@ -22,6 +22,7 @@ PURE = {
     **{name: {"_backoff", "_check"} for name in CLUSTER_LEAVES},
     "_queue": LEAVES | {"cluster._endpoints"},
     "_slots": LEAVES | {"_queue", "cluster._endpoints"},
+    "cluster._race": LEAVES,
     "cluster._refresh": LEAVES | {"cluster._endpoints"},
     "cluster._members": LEAVES | CLUSTER_LEAVES | {"_queue", "_slots"},
 }

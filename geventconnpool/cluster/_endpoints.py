@@ -58,10 +58,11 @@ class Endpoint:
         return self.host, self.port
 
     def connect(self, timeout: float | None = None) -> socket:
-        """Return a gevent TCP socket to the first of the addresses that accepts.
+        """Return a gevent TCP socket to the first of the addresses that accepts, by RFC 8305 (Happy Eyeballs).
 
-        ``timeout`` bounds all attempts together, in seconds, and stays set on the socket; None means no bound. Raises
-        the last :class:`OSError`, or :class:`TimeoutError` when the time is over.
+        They are tried by turns of their family, beginning with IPv6. One that is silent for 250 ms gets the next beside
+        it. ``timeout`` bounds all attempts together, in seconds, and stays set on the socket; None means no bound.
+        Raises the last :class:`OSError`, or :class:`TimeoutError` when the time is over.
         """
         from geventconnpool.cluster._connect import connect
 
