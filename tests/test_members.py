@@ -19,6 +19,7 @@ from geventconnpool._queue import (
     CLOSING,
     CONNECTING,
     ERROR,
+    IDLE,
     IN_USE,
     INTERRUPTED,
     KEPT,
@@ -1896,8 +1897,9 @@ class Life(RuleBasedStateMachine):
     def every_slot_is_in_one_state(self):
         for pool in self.all_pools:
             assert_conserved(pool, at_most=self.allowed[pool])
-        assert self.queue.live == sum(pool.open for pool in self.all_pools)
         slots = [slot for pool in self.all_pools for slot in pool.slots]
+        of_use = [slot for slot in slots if slot.state in (IDLE, IN_USE, CHECKING) and not slot.probe]
+        assert self.queue.live == len(of_use)
         for state, jobs in [
             (CONNECTING, self.shell.opening),
             (CHECKING, self.shell.checking),
