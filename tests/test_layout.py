@@ -23,9 +23,12 @@ PURE = {
     "_queue": LEAVES | {"cluster._endpoints"},
     "_slots": LEAVES | {"_queue", "cluster._endpoints"},
     "cluster._race": LEAVES,
+    "cluster._wire": set(),
     "cluster._refresh": LEAVES | {"cluster._endpoints"},
     "cluster._members": LEAVES | CLUSTER_LEAVES | {"_queue", "_slots"},
 }
+# Functions of packages that are not pure, which are.
+PURE_FUNCTIONS = {f"socket.{name}" for name in ("AF_INET6", "inet_ntoa", "inet_ntop")}
 WITH_GEVENT = {
     *("_engine", "_liveness", "_worker", "_retry", "_lender", "pool", "demo", "testing"),
     *("cluster._connect", "cluster._dns", "cluster._resolvers", "cluster._pool"),
@@ -53,6 +56,8 @@ def imports_of(name: str) -> tuple[set[str], set[str]]:
     """Return (our modules, packages of others) that the module ``name`` of ours imports."""
     ours, others = set(), set()
     for imported in module_level_imports(MODULES[f"geventconnpool.{name}"]):
+        if imported in PURE_FUNCTIONS:
+            continue
         if not imported.startswith("geventconnpool."):
             others.add(imported.partition(".")[0])
         else:
