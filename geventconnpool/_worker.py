@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
-from gevent import Greenlet, get_hub, getcurrent
+from gevent import Greenlet, get_hub, getcurrent, sleep
 
 from geventconnpool import _fork
 from geventconnpool._fork import stamp
 
 _hushing: list[Any] = []
+
+REST = 0.001  # seconds after a slice: a timer, since what is ready at once would come before all sockets
 
 
 class Worker(Greenlet):  # type: ignore[type-arg]  # it is not generic where it runs
@@ -37,6 +40,27 @@ class Worker(Greenlet):  # type: ignore[type-arg]  # it is not generic where it 
 
     def throw(self, *args: Any) -> Any:
         return super().throw(*args) if stamp[0] == self._stamp else None
+
+
+class Slice:
+    """The part of some long work that is done in one go, in at most so many ``seconds`` of the hub's time."""
+
+    def __init__(self, seconds: float = 0.002) -> None:
+        self._seconds = seconds
+        self._end = monotonic() + seconds
+
+    def is_over(self) -> bool:
+        return monotonic() >= self._end
+
+    def rest(self) -> None:
+        """Let others run, then begin the next."""
+        sleep(REST)
+        self._end = monotonic() + self._seconds
+
+    def breathe(self) -> None:
+        """Rest if it is over."""
+        if self.is_over():
+            self.rest()
 
 
 def _adopt_current() -> None:

@@ -182,10 +182,11 @@ class EndpointReadmitted(Event):
 
 @dataclass(frozen=True, slots=True)
 class DiscoveryChanged(Event):
-    """Discovery went from one state to another; ``error`` says why it failed, if it did."""
+    """Discovery went from one state to another; ``error`` says why it failed, if it did, ``outcome`` what was told."""
 
     state: str
     error: BaseException | None
+    outcome: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,15 +246,22 @@ class EndpointStats:
 
 @dataclass(frozen=True, slots=True)
 class DiscoveryStats:
-    """How discovery stands: its state since when, the last failure, the number of answers, the next look-up.
+    """How discovery stands, and what the last look-up told.
 
-    ``since`` is None before the first look-up. Times are ``time.monotonic()`` seconds; ``next_lookup`` is None while
-    a look-up is under way or if there is none.
+    ``state`` is ``"starting"`` (nothing is known yet), ``"fresh"``, ``"stale"`` (the last look-up failed), ``"held"``
+    (DNS says there is nothing, which is not yet believed), ``"empty"`` (it is now) or ``"unavailable"`` (the service
+    says that it is); ``since`` is when that began, None before the first look-up. ``outcome`` is the last look-up in
+    words, with the name server that gave it; ``last_error`` its error, None after an answer. ``ttl`` in seconds and
+    the number of ``records`` are of the last answer, ``generation`` is the number of answers. Times are
+    ``time.monotonic()`` seconds; ``next_lookup`` is None while a look-up is under way or if there is none.
     """
 
-    state: str
+    state: Literal["starting", "fresh", "stale", "held", "empty", "unavailable"]
     since: float | None
+    outcome: str
     last_error: BaseException | None
+    ttl: float | None
+    records: int | None
     generation: int
     next_lookup: float | None
 

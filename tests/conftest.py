@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import gevent
 import pytest
 from gevent.server import StreamServer
 from gevent.socket import socket
 
+from geventconnpool.cluster import _dns
+
 PATIENCE = 60.0
+
+
+@pytest.fixture(autouse=True)
+def no_name_server_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tests ask name servers of their own; what others say of their names is nothing to rely on."""
+    monkeypatch.setattr(_dns, "_RESOLV_CONF", tmp_path / "no-resolv.conf")
 
 
 @pytest.hookimpl(wrapper=True)

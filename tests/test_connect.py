@@ -24,10 +24,11 @@ from gevent import GreenletExit, socket
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geventconnpool.cluster import _connect
+from geventconnpool.cluster import _connect, _dns
 from geventconnpool.cluster._endpoints import Endpoint
 from geventconnpool.cluster._race import ATTEMPT_DELAY, Race, interleaved
-from tests.servers import wait_until
+from geventconnpool.testing import DNSServer
+from tests.servers import free_port, wait_until
 from tests.switches import Interrupter
 
 KINDS = [gevent.Timeout, GreenletExit, RuntimeError, ConnectionRefusedError]  # the last looks like a failed attempt
@@ -486,36 +487,63 @@ def test_a_host_without_addresses_is_left_to_the_system(listener):
         assert connection.getpeername()[1] == listener.port
 
 
-def test_all_that_the_system_knows_of_a_host_is_tried(listener, monkeypatch, tried):
-    found = [(2, 1, 6, "", ("127.0.0.2", 1)), (10, 1, 6, "", ("fe80::1", 1, 0, 99)), (2, 1, 6, "", ("127.0.0.1", 1))]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: found)
+@pytest.fixture
+def dns(tmp_path, monkeypatch):
+    """A name server, the one of this machine."""
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1\n")
+    with DNSServer() as server:
+        monkeypatch.setattr(_dns, "_RESOLV_CONF", tmp_path / "resolv.conf")
+        monkeypatch.setattr(_dns, "_PORT", server.address[1])
+        yield server
+
+
+def test_all_addresses_that_dns_knows_of_a_host_are_tried(dns, listener, tried):
+    dns.add_address("a.test", "127.0.0.1")
+    dns.add_address("a.test", "127.0.0.3")
+    with pytest.raises(ConnectionRefusedError):
+        Endpoint("a.test", free_port()).connect(2)
+    assert sorted(tried) == ["127.0.0.1", "127.0.0.3"]
 
     with Endpoint("a.test", listener.port).connect(2):
-        assert tried == ["fe80::1%99", "127.0.0.2", "127.0.0.1"]
+        assert gevent.get_hub()._threadpool is None
 
 
-def test_the_bound_holds_for_the_look_up_too(monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: gevent.sleep(LONG))
+def test_the_bound_holds_for_the_look_up_too_and_leaves_nothing_behind(dns):
+    dns.fault = "drop"
+    before = what_is_left()
 
     with pytest.raises(TimeoutError, match=r"a\.test:80 did not accept a connection within 0\.05 s"):
         Endpoint("a.test", 80).connect(0.05)
 
+    gevent.idle()
+    assert what_is_left() == before
 
-def test_the_error_of_the_look_up_is_raised(monkeypatch):
-    def fail(*_args: Any, **_options: Any) -> None:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(socket, "getaddrinfo", fail)
+@pytest.mark.parametrize(
+    ("fault", "number", "words"), [(None, socket.EAI_NONAME, "NXDOMAIN"), ("refused", socket.EAI_AGAIN, "REFUSED")]
+)
+def test_the_error_of_the_look_up_is_one_of_the_system_with_the_reason(dns, fault, number, words):
+    dns.fault = fault
 
-    with pytest.raises(socket.gaierror, match="not known"):
+    with pytest.raises(socket.gaierror, match=rf"a\.test A.*{words}\)? from 127\.0\.0\.1") as raised:
+        Endpoint("a.test", 80).connect(LONG)
+
+    assert raised.value.errno == number
+
+
+def test_without_name_servers_the_error_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(_dns, "_RESOLV_CONF", tmp_path / "none")
+
+    with pytest.raises(socket.gaierror, match="none cannot be used: No such file"):
         Endpoint("a.test", 80).connect(LONG)
 
 
-def test_a_host_of_which_the_system_knows_no_address_is_an_os_error(monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: [])
+@pytest.mark.usefixtures("dns")
+def test_addresses_out_of_reach_are_no_addresses(dns):
+    dns.add_address("a.test", "fe80::1")  # link-local: no route without a scope
 
-    with pytest.raises(OSError, match=r"a\.test:80 has no address"):
-        Endpoint("a.test", 80).connect(2)
+    with pytest.raises(socket.gaierror, match="a.test A: no such record"):
+        Endpoint("a.test", 80).connect(LONG)
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------
@@ -641,12 +669,13 @@ def test_an_interruption_at_any_switch_passes_through_and_leaves_nothing(listene
 
 
 @every_kind
-def test_an_interruption_of_the_look_up_passes_through_and_leaves_nothing(monkeypatch, kind):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: gevent.sleep(LONG))
+def test_an_interruption_of_the_look_up_passes_through_and_leaves_nothing(dns, kind):
+    dns.fault = "drop"
     before = what_is_left()
 
     assert hit_at(1, kind, lambda: Endpoint("a.test", 80).connect(LONG))
 
+    gevent.idle()
     assert what_is_left() == before
 
 

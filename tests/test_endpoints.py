@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from geventconnpool.cluster._endpoints import Diff, Endpoint, Resolution, difference, domain_of, parse_service
+from geventconnpool.cluster._endpoints import Endpoint, Resolution, domain_of, is_changed, parse_service
 
 A = Endpoint("a.test", 1, ("10.0.0.1",))
 B = Endpoint("b.test", 1, ("10.0.0.2",))
@@ -99,26 +99,18 @@ def test_bad_input_is_refused_by_parameter_and_value(arguments, error, message):
         Endpoint(**{"name": "a.test", "port": 1, **arguments})
 
 
-def test_a_difference_says_what_was_added_updated_and_removed():
-    heavier_b = dataclasses.replace(B, weight=7)
-
-    changes = difference([A, B], [heavier_b, C])
-
-    assert changes == Diff(added=(C,), updated=(heavier_b,), removed=(A,))
-    assert changes.updated[0].weight == 7
-
-
 @pytest.mark.parametrize(
     "change", [{"addresses": ("10.0.0.9",)}, {"priority": 3}, {"weight": 3}, {"domain": "other.test"}]
 )
-def test_every_field_counts_in_a_difference(change):
+def test_equal_endpoints_are_changed_if_any_field_differs(change):
     changed = dataclasses.replace(A, **change)
 
-    assert difference([A, B], [B, changed]) == Diff((), (changed,), ())
+    assert changed == A
+    assert is_changed(A, changed)
 
 
-def test_unchanged_endpoints_are_no_difference():
-    assert difference([A, B], [B, Endpoint("A.test.", 1, ["10.0.0.1"])]) == Diff((), (), ())
+def test_an_endpoint_written_in_another_way_is_not_changed():
+    assert not is_changed(A, Endpoint("A.test.", 1, ["10.0.0.1"]))
 
 
 def test_a_resolution_takes_any_iterable_of_endpoints():

@@ -23,6 +23,7 @@ PURE = {
     "_queue": LEAVES | {"cluster._endpoints"},
     "_slots": LEAVES | {"_queue", "cluster._endpoints"},
     "cluster._race": LEAVES,
+    "cluster._addresses": {"_backoff"},
     "cluster._wire": set(),
     "cluster._refresh": LEAVES | {"cluster._endpoints"},
     "cluster._members": LEAVES | CLUSTER_LEAVES | {"_queue", "_slots"},
@@ -31,7 +32,7 @@ PURE = {
 PURE_FUNCTIONS = {f"socket.{name}" for name in ("AF_INET6", "inet_ntoa", "inet_ntop")}
 WITH_GEVENT = {
     *("_engine", "_liveness", "_worker", "_retry", "_lender", "pool", "demo", "testing"),
-    *("cluster._connect", "cluster._dns", "cluster._resolvers", "cluster._pool"),
+    *("cluster._connect", "cluster._dns", "cluster._hosts", "cluster._resolvers", "cluster._pool"),
 }
 WITH_DNSPYTHON = {"cluster._dns", "cluster._resolvers", "testing", "demo"}
 

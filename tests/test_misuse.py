@@ -32,7 +32,7 @@ from tests import servers
 
 # -- what the tests set up ---------------------------------------------------------------------------------------------
 
-A, B = Endpoint("a.test", 1), Endpoint("b.test", 1)
+A, B = Endpoint("a.test", 1, ("10.0.0.1",)), Endpoint("b.test", 1, ("10.0.0.2",))
 SIZE = 2  # connections that every pool here is to have
 OPEN, KEEP, CLOSE, ABORT = "_new_connection", "_keepalive", "_close_connection", "_abort_connection"
 JUDGE, REUSE = "_is_connection_error", "_is_reusable"

@@ -37,7 +37,7 @@ from geventconnpool import (
 from geventconnpool.cluster import OutlierDetection, Resolution
 from tests.servers import wait_until
 
-A, B, C = (Endpoint(f"{name}.test", 1) for name in "abc")
+A, B, C = (Endpoint(f"{name}.test", 1, (f"10.0.0.{number}",)) for number, name in enumerate("abc", 1))
 FOR_LONG = OutlierDetection(consecutive_failures=2, base_ejection_time=30, jitter=0)
 
 # -- what the tests set up ---------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """A pool over all endpoints of a service."""
 
 from geventconnpool.cluster._balancers import LeastLoaded, RoundRobin
-from geventconnpool.cluster._endpoints import Endpoint, Resolution
+from geventconnpool.cluster._endpoints import Endpoint, NoRecords, Resolution, ResolutionError
 from geventconnpool.cluster._outliers import OutlierDetection
 from geventconnpool.cluster._pool import ClusterPool
 from geventconnpool.cluster._resolvers import DNSResolver, Resolver, StaticResolver
@@ -11,8 +11,10 @@ __all__ = [
     "DNSResolver",
     "Endpoint",
     "LeastLoaded",
+    "NoRecords",
     "OutlierDetection",
     "Resolution",
+    "ResolutionError",
     "Resolver",
     "RoundRobin",
     "StaticResolver",

@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from errno import EINPROGRESS
 from select import POLLOUT
-from typing import Any
 
 import gevent
 from gevent import select, socket
@@ -36,8 +35,6 @@ def connect(endpoint: Endpoint, timeout: float | None) -> socket.socket:
     too_late = f"{endpoint} did not accept a connection within {timeout} s"
     with gevent.Timeout(timeout, TimeoutError(too_late)):
         addresses = _addresses(endpoint)
-    if not addresses:
-        raise OSError(f"{endpoint} has no address")
     attempts = _Attempts(Race(addresses, deadline), endpoint.port)
     try:
         winner = attempts.run(too_late)
@@ -51,14 +48,9 @@ def _addresses(endpoint: Endpoint) -> Sequence[str]:
     """Return the IP addresses of ``endpoint``; one that brings none is looked up. The caller bounds the time."""
     if endpoint.addresses:
         return endpoint.addresses
-    found = socket.getaddrinfo(endpoint.name, endpoint.port, type=socket.SOCK_STREAM)
-    return [_text(sockaddr) for *_, sockaddr in found]
+    from geventconnpool.cluster._hosts import look_up  # with dnspython, which others do without
 
-
-def _text(sockaddr: Sequence[Any]) -> str:
-    host, _port, *rest = sockaddr
-    # A link-local address means nothing without its interface, which comes as a number of its own.
-    return f"{host}%{rest[1]}" if any(rest[1:]) else str(host)
+    return look_up(endpoint.name)
 
 
 class _Attempts:

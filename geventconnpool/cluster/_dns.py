@@ -1,51 +1,61 @@
-"""Questions to DNS servers, asked by greenlets: dnspython decides, gevent sockets carry.
+"""Questions to DNS servers, asked by greenlets: dnspython decides, gevent sockets carry, ``_wire`` reads.
 
-dnspython's asynchronous resolver decides which server to ask, how often, and what an answer means. It is run with
-name servers of our own, whose coroutines never suspend but switch greenlets inside, so that one ``send(None)`` runs
-it to its end and nothing blocks the hub, patched or not. All names used of dnspython are public.
+dnspython's asynchronous resolver decides which names to ask for, which server, and how often. It is run with name
+servers of our own, whose coroutines never suspend but switch greenlets inside, so that one ``send(None)`` runs it to
+its end and nothing blocks the hub, patched or not. Its messages are ours, since its own take 70 us a record to read.
+All names used of dnspython are public.
+
+It measures its lifetimes by the wall clock. Where that steps in the middle of a look-up, that may fail too early, or be
+ended by our own bound, which is monotonic; an answer that arrives counts all the same.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from collections import deque
-from collections.abc import Collection, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from io import StringIO
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import dns.asyncbackend
 import dns.asyncresolver
 import dns.exception
+import dns.flags
 import dns.message
+import dns.name
 import dns.nameserver
 import dns.query
 import dns.rcode
-import dns.rdtypes.ANY.CNAME
-import dns.rdtypes.ANY.NS
-import dns.rdtypes.ANY.OPT
-import dns.rdtypes.ANY.SOA
-import dns.rdtypes.IN.A
-import dns.rdtypes.IN.AAAA
-import dns.rdtypes.IN.SRV  # these, else imported by the first answer that needs them, from disk and in the hub
+import dns.rdatatype
+import dns.rdtypes.ANY.OPT  # else imported by the first question, from disk and in the hub
 import dns.resolver
 import gevent
 from gevent import socket
 
 from geventconnpool._worker import Worker
+from geventconnpool.cluster import _wire
+from geventconnpool.cluster._endpoints import NoRecords, ResolutionError
 
-_RESOLV_CONF = "/etc/resolv.conf"
+T = TypeVar("T")
+
+_RESOLV_CONF = Path("/etc/resolv.conf")
 _PORT = 53  # of the name servers in it
 # The datagrams that pass everywhere without fragments (DNS flag day 2020); what is larger comes over TCP.
 _EDNS_PAYLOAD = 1232
+# After these the question may be missing.
+_ERRORS = {dns.rcode.FORMERR, dns.rcode.SERVFAIL, dns.rcode.NOTIMP, dns.rcode.REFUSED}
 # Four at a time keep the hub free for others, and a name server unburdened, at a thousand questions in a row.
 _QUESTIONS_IN_FLIGHT = 4
 # Seconds by which dnspython may be late, as it reads the wall clock, before it is stopped.
 _GRACE = 0.2
 
 
-class ResolutionError(Exception):
-    """A look-up failed; the message names what was asked for, the failure in words, and the name server."""
+DEFAULT_TIMEOUT = 2.0  # seconds for one try, if resolv.conf has no option
+DEFAULT_LIFETIME = 5.0  # seconds for all tries
 
 
 class Question(NamedTuple):
@@ -58,8 +68,71 @@ class Question(NamedTuple):
         return f"{self.name} {self.rdtype}"
 
 
-# Without a record of the wanted type an answer has `rrset` None.
-Answers = dict[Question, dns.resolver.Answer | ResolutionError]
+class Answer(NamedTuple):
+    """The data of the records that were asked for, for how many seconds they hold, what came along, and from whom."""
+
+    data: Sequence[Any]
+    ttl: float
+    additional: Sequence[_wire.Record]
+    server: Nameserver | None
+
+
+Answers = dict[Question, Answer | ResolutionError]
+
+
+class Lame(dns.exception.FormError):
+    """A name server does not know the answer and says who might: it is of no use to those who want an answer."""
+
+    msg = "no answer, but a referral"
+
+
+class Reply(dns.message.QueryMessage):
+    """A response as dnspython's resolver wants to see it. Its records, in ``read``, are none of dnspython's."""
+
+    def __init__(self, read: _wire.Reply) -> None:
+        super().__init__(read.id)
+        self.flags = dns.flags.Flag(read.flags)
+        self.read = read
+        self.chain = _wire.Chain("", (), 0, has_soa=False)
+        if read.rcode in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
+            self.chain = _wire.follow(read)
+        if read.rcode == dns.rcode.NOERROR and not self.chain.data:
+            self._refuse_referral()
+
+    def _refuse_referral(self) -> None:
+        """Raise :class:`Lame` for an empty answer that does not say "no data" (RFC 2308, section 2.2).
+
+        That is one with name servers in place of an SOA record, one that ends in an alias, which a server of no
+        recursion does not follow out of its zones, or one of a server that neither knows nor asks others.
+        """
+        names_others = any(record.rdtype == dns.rdatatype.NS for record in self.read.authority)
+        has_a_say = self.flags & (dns.flags.AA | dns.flags.RA)
+        if not self.chain.has_soa and (names_others or self.read.answers or not has_a_say):
+            raise Lame
+
+    def rcode(self) -> dns.rcode.Rcode:
+        return dns.rcode.Rcode.make(self.read.rcode)
+
+    def resolve_chaining(self) -> dns.message.ChainingResult:
+        return dns.message.ChainingResult(dns.name.root, None, 0, [])  # all that matters of it is in `chain`
+
+
+class WatchedFile(Generic[T]):
+    """What ``parse`` makes of a file, read again when it has changed. :class:`OSError` if it cannot be read."""
+
+    def __init__(self, path: Path, parse: Callable[[str], T]) -> None:
+        self._path = path
+        self._parse = parse
+        self._seen: tuple[int, int, int] | None = None
+        self._value: T
+
+    def read(self) -> T:
+        status = os.stat(self._path)
+        seen = status.st_mtime_ns, status.st_ino, status.st_size
+        if seen != self._seen:
+            self._value = self._parse(self._path.read_text(errors="replace"))
+            self._seen = seen
+        return self._value
 
 
 class Nameserver(dns.nameserver.AddressAndPortNameserver):
@@ -90,7 +163,7 @@ class Nameserver(dns.nameserver.AddressAndPortNameserver):
         with gevent.Timeout(timeout, dns.exception.Timeout):
             return self._ask(request, over_tcp=max_size)
 
-    def _ask(self, request: dns.message.QueryMessage, over_tcp: bool) -> dns.message.Message:
+    def _ask(self, request: dns.message.QueryMessage, over_tcp: bool) -> Reply:
         ask = self._ask_over_tcp if over_tcp else self._ask_over_udp
         response = ask(request)
         if response.rcode() == dns.rcode.FORMERR and request.edns >= 0:
@@ -99,7 +172,7 @@ class Nameserver(dns.nameserver.AddressAndPortNameserver):
             return ask(dns.message.make_query(question.name, question.rdtype, question.rdclass))
         return response
 
-    def _ask_over_udp(self, request: dns.message.QueryMessage) -> dns.message.Message:
+    def _ask_over_udp(self, request: dns.message.QueryMessage) -> Reply:
         with self._connect(socket.SOCK_DGRAM) as connection:
             connection.send(request.to_wire())
             while True:
@@ -107,16 +180,19 @@ class Nameserver(dns.nameserver.AddressAndPortNameserver):
                 if response is not None:
                     return response
 
-    def _ask_over_tcp(self, request: dns.message.QueryMessage) -> dns.message.Message:
+    def _ask_over_tcp(self, request: dns.message.QueryMessage) -> Reply:
         with self._connect(socket.SOCK_STREAM) as connection:
             wire = request.to_wire()
             connection.sendall(struct.pack("!H", len(wire)) + wire)
             (length,) = struct.unpack("!H", _read(connection, 2))
-            # A set too large for any message comes truncated and empty: not "no data", but a server that cannot answer.
-            response = dns.message.from_wire(_read(connection, length), raise_on_truncation=True)
-            if not request.is_response(response):
-                raise dns.query.BadResponse
-            return response
+            response = _read(connection, length)
+            try:
+                if _is_response(request, response):
+                    # A set too large for any message comes truncated and empty: that is not "no data".
+                    return _parsed(response)
+            except _wire.Malformed as error:
+                raise dns.exception.FormError(str(error)) from error  # type: ignore[no-untyped-call]
+            raise dns.query.BadResponse
 
     def _connect(self, kind: int) -> socket.socket:
         connection = socket.socket(socket.AF_INET6 if ":" in self.address else socket.AF_INET, kind)
@@ -129,41 +205,42 @@ class Nameserver(dns.nameserver.AddressAndPortNameserver):
 
 
 class Client:
-    """Asks name servers, given or those of resolv.conf, which is read anew each time one is made.
+    """Asks name servers, given or those of resolv.conf, which is read anew when it has changed.
 
-    ``timeout`` is for one try at one server, ``lifetime`` for all tries, in seconds. The search list applies only to
-    the name servers of resolv.conf. Raises :class:`ResolutionError` if resolv.conf is of no use.
+    ``timeout`` is for one try at one server, ``lifetime`` for all tries, in seconds. The search list, and an option
+    ``timeout`` in the place of the default, apply only to the name servers of resolv.conf.
     """
 
     def __init__(self, nameservers: Sequence[tuple[str, int]] | None, timeout: float, lifetime: float) -> None:
-        if nameservers is None:
-            self._resolver = _resolver_of_this_machine()
-            nameservers = [(str(address), _PORT) for address in self._resolver.nameservers]
-        else:
-            self._resolver = dns.asyncresolver.Resolver(configure=False)
-        self._resolver.nameservers = [Nameserver(*server) for server in nameservers]
-        self._resolver.timeout = timeout
-        self._resolver.use_edns(0, 0, _EDNS_PAYLOAD)
+        self._timeout = timeout
         self._lifetime = lifetime
+        self._of_this_machine = WatchedFile(_RESOLV_CONF, _resolver_of_this_machine)
+        self._given: dns.asyncresolver.Resolver | None = None
+        if nameservers is not None:
+            self._given = dns.asyncresolver.Resolver(configure=False)
+            self._given.nameservers = [Nameserver(*server) for server in nameservers]
 
-    def ask(self, question: Question) -> dns.resolver.Answer:
-        """Return the answer; raises :class:`ResolutionError`, also if there is no record of the wanted type."""
-        answer = self.ask_all([question])[question]
+    def ask(self, question: Question, over_tcp: bool = False) -> Answer:
+        """Return the answer. Raises :class:`NoRecords` if there is none, :class:`ResolutionError` if nobody knows."""
+        answer = self.ask_all([question], over_tcp).get(question)
+        if answer is None:
+            raise self._too_late(question)
         if isinstance(answer, ResolutionError):
             raise answer
-        if answer.rrset is None:
-            raise ResolutionError(f"{question}: no such record (NODATA) from {server_of(answer)}")
         return answer
 
-    def ask_all(self, questions: Collection[Question]) -> Answers:
-        """Ask several questions in their order, all within ``lifetime``; what is not reached is an error, too.
+    def ask_all(self, questions: Collection[Question], over_tcp: bool = False) -> Answers:
+        """Ask several questions in their order, all within ``lifetime``; what is not reached is not in the result.
 
         This is done in greenlets of its own, so that an exception thrown into the caller, whatever its class, is not
-        taken for an answer by dnspython. They end with the call, however that ends.
+        taken for an answer by dnspython. They end with the call, however that ends. Raises :class:`ResolutionError` if
+        resolv.conf is of no use.
         """
         answers: Answers = {}
+        if not questions:
+            return answers
         waiting = deque(questions)
-        work = partial(self._work, waiting, answers)
+        work = partial(self._work, self._resolver(), waiting, answers, over_tcp)
         workers = [Worker(work) for _ in range(min(_QUESTIONS_IN_FLIGHT, len(waiting)))]
         for worker in workers:
             worker.start()
@@ -171,34 +248,48 @@ class Client:
             gevent.joinall(workers, timeout=self._lifetime + _GRACE)
         finally:
             gevent.killall(workers, block=False)
-        answers.update((question, self._too_late(question)) for question in questions if question not in answers)
         return answers
 
-    def _work(self, waiting: deque[Question], answers: Answers) -> None:
+    def _resolver(self) -> dns.asyncresolver.Resolver:
+        resolver = self._given
+        if resolver is None:
+            try:
+                resolver = self._of_this_machine.read()
+            except (dns.exception.DNSException, OSError, ValueError) as error:
+                raise ResolutionError(f"{_RESOLV_CONF} cannot be used: {_failure_in_words(error)}") from error
+        if self._given is not None or self._timeout != DEFAULT_TIMEOUT:
+            resolver.timeout = self._timeout
+        resolver.use_edns(0, 0, _EDNS_PAYLOAD)
+        return resolver
+
+    def _work(
+        self, resolver: dns.asyncresolver.Resolver, waiting: deque[Question], answers: Answers, over_tcp: bool
+    ) -> None:
         while waiting:
             question = waiting.popleft()
-            answers[question] = self._answer(question)
+            answers[question] = self._answer(resolver, question, over_tcp)
 
-    def _answer(self, question: Question) -> dns.resolver.Answer | ResolutionError:
+    def _answer(
+        self, resolver: dns.asyncresolver.Resolver, question: Question, over_tcp: bool
+    ) -> Answer | ResolutionError:
         backend = _Backend(self._lifetime)
+        look_up = partial(resolver.resolve, lifetime=self._lifetime, raise_on_no_answer=False, backend=backend)
         try:
-            return _run(self._resolve(question, backend))
+            reply = _run(look_up(question.name, question.rdtype, tcp=over_tcp)).response
+        except dns.resolver.NXDOMAIN as error:
+            ttl = min(response.chain.ttl for response in error.kwargs["responses"].values())
+            return NoRecords(f"{question}: no such name (NXDOMAIN) from {backend.asked}", ttl)
         except (dns.exception.DNSException, OSError) as error:
             return ResolutionError(f"{question}: {_in_words(error, backend.asked)}")
-
-    async def _resolve(self, question: Question, backend: _Backend) -> dns.resolver.Answer:
-        return await self._resolver.resolve(
-            question.name, question.rdtype, raise_on_no_answer=False, lifetime=self._lifetime, backend=backend
-        )
+        assert isinstance(reply, Reply)
+        server = backend.asked
+        if not reply.chain.data:
+            return NoRecords(f"{question}: no such record (NODATA) from {server}", reply.chain.ttl)
+        return Answer(reply.chain.data, reply.chain.ttl, reply.read.additional, server)
 
     def _too_late(self, question: Question) -> ResolutionError:
-        servers = ", ".join(map(str, self._resolver.nameservers))
+        servers = ", ".join(map(str, self._resolver().nameservers))
         return ResolutionError(f"{question}: no answer within {self._lifetime} s from {servers}")
-
-
-def server_of(answer: dns.resolver.Answer) -> str:
-    """Return the name server that gave ``answer``, as messages show it."""
-    return _host_and_port(str(answer.nameserver), answer.port or _PORT)
 
 
 class _Backend(dns.asyncbackend.Backend):  # type: ignore[name-defined,misc]  # documented, if not re-exported
@@ -226,12 +317,10 @@ def _run(coroutine: Coroutine[Any, Any, dns.resolver.Answer]) -> dns.resolver.An
     raise RuntimeError("dnspython waits for something that gevent does not know")
 
 
-def _resolver_of_this_machine() -> dns.asyncresolver.Resolver:
-    try:
-        resolver = dns.asyncresolver.Resolver(_RESOLV_CONF)
-    except (dns.exception.DNSException, OSError, ValueError) as error:
-        raise ResolutionError(f"{_RESOLV_CONF} cannot be used: {error}") from error
+def _resolver_of_this_machine(resolv_conf: str) -> dns.asyncresolver.Resolver:
+    resolver = dns.asyncresolver.Resolver(StringIO(resolv_conf))
     resolver.use_search_by_default = True
+    resolver.nameservers = [Nameserver(str(address), _PORT) for address in resolver.nameservers]
     return resolver
 
 
@@ -239,19 +328,33 @@ def _host_and_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _accepted(request: dns.message.QueryMessage, wire: bytes) -> dns.message.Message | None:
+def _accepted(request: dns.message.QueryMessage, wire: bytes) -> Reply | None:
     """Return the response in a datagram, None for anything else: whoever guessed our port must guess the id as well.
 
-    Raises :class:`dns.message.Truncated`, which dnspython takes as "ask again over TCP".
+    Raises :class:`dns.message.Truncated`, which dnspython takes as "ask again over TCP", and :class:`Lame`.
     """
     try:
-        if not request.is_response(dns.message.from_wire(wire, question_only=True)):
-            return None
-        return dns.message.from_wire(wire, raise_on_truncation=True)
-    except dns.message.Truncated:
-        raise
-    except dns.exception.DNSException:
+        return _parsed(wire) if _is_response(request, wire) else None
+    except _wire.Malformed:
         return None
+
+
+def _is_response(request: dns.message.QueryMessage, wire: bytes) -> bool:
+    """Say whether these bytes begin like an answer to ``request``."""
+    header = _wire.parse_header(wire)
+    if header.id != request.id:
+        return False
+    if not header.question and header.flags & 0xF in _ERRORS:
+        return True  # it may not have understood the question
+    asked = request.question[0]
+    return header.question == (_wire.Question(asked.name.to_text().lower(), asked.rdtype, asked.rdclass),)
+
+
+def _parsed(wire: bytes) -> Reply:
+    header = _wire.parse_header(wire)
+    if header.is_truncated:
+        raise dns.message.Truncated
+    return Reply(_wire.parse(wire))
 
 
 def _read(connection: socket.socket, length: int) -> bytes:
@@ -265,8 +368,8 @@ def _read(connection: socket.socket, length: int) -> bytes:
 
 
 def _in_words(error: Exception, server: Nameserver | None) -> str:
-    if isinstance(error, dns.resolver.NXDOMAIN):
-        return f"no such name (NXDOMAIN) from {server}"
+    if server is None:
+        return _failure_in_words(error)  # nobody was asked
     if not isinstance(error, (dns.resolver.NoNameservers, dns.resolver.LifetimeTimeout)):
         return f"{_failure_in_words(error)} from {server}"
     tries: Iterable[Any] = error.kwargs.get("errors") or ()

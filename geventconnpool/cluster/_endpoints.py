@@ -6,6 +6,7 @@ import ipaddress
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from geventconnpool import _check
@@ -19,7 +20,7 @@ _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One place a service runs at. Equal, and hashed, by ``(name, port)``; :func:`difference` compares all fields.
+    """One place a service runs at. Equal, and hashed, by ``(name, port)``; :func:`is_changed` compares all fields.
 
     ``name`` is an SRV target, a host of the user's, or an IP address, kept in lower case without a trailing dot (an
     address in its canonical text). ``addresses`` are its IP addresses, kept sorted, IPv4 first; an IP address given
@@ -72,15 +73,37 @@ class Endpoint:
         return f"[{self.name}]:{self.port}" if ":" in self.name else f"{self.name}:{self.port}"
 
 
+class ResolutionError(Exception):
+    """A look-up failed; the message names what was asked for, the failure in words, and the name server."""
+
+
+class NoRecords(ResolutionError):
+    """A name server says that there is no such name, or nothing of what was asked for.
+
+    ``ttl`` is for how many seconds it says so, None if it does not (RFC 2308). A resolver of your own may raise it for
+    what may pass; what is certain it tells by a :class:`Resolution` without endpoints.
+    """
+
+    def __init__(self, message: str, ttl: float | None = None) -> None:
+        super().__init__(message)
+        self.ttl = ttl
+
+
+_all_fields = attrgetter(*Endpoint.__slots__)
+
+
 @dataclass(frozen=True, slots=True)
 class Resolution:
     """What a look-up found: every endpoint of the service, each once, and for how many seconds that holds.
 
     ``ttl=None`` means for ever: not asked again. Without ``endpoints`` the service is decidedly not available.
+    ``outcome`` and ``records``, what was found in words and how many records that took, are for ``stats()``.
     """
 
     endpoints: tuple[Endpoint, ...]
     ttl: float | None = None
+    outcome: str = field(default="", kw_only=True, compare=False)
+    records: int | None = field(default=None, kw_only=True, compare=False)
 
     def __post_init__(self) -> None:
         endpoints = tuple(self.endpoints)
@@ -90,24 +113,9 @@ class Resolution:
             _check.seconds("ttl", self.ttl)
 
 
-@dataclass(frozen=True, slots=True)
-class Diff:
-    """What turns one set of endpoints into another. ``updated`` holds the new values."""
-
-    added: tuple[Endpoint, ...]
-    updated: tuple[Endpoint, ...]
-    removed: tuple[Endpoint, ...]
-
-
-def difference(old: Iterable[Endpoint], new: Iterable[Endpoint]) -> Diff:
-    """Return the changes from ``old`` to ``new``: matched by ``(name, port)``, compared in every field."""
-    before = {endpoint: endpoint for endpoint in old}
-    after = {endpoint: endpoint for endpoint in new}
-    return Diff(
-        added=tuple(endpoint for endpoint in after if endpoint not in before),
-        updated=tuple(endpoint for endpoint in after if endpoint in before and _differ(endpoint, before[endpoint])),
-        removed=tuple(endpoint for endpoint in before if endpoint not in after),
-    )
+def is_changed(old: Endpoint, new: Endpoint) -> bool:
+    """Say whether anything differs between two values of an endpoint: they are equal, but every field counts."""
+    return _all_fields(old) != _all_fields(new)
 
 
 def parse_service(service: str) -> tuple[str, int | None]:
@@ -166,14 +174,6 @@ def check_unique(parameter: str, endpoints: Iterable[Endpoint]) -> None:
         if endpoint in seen:
             raise ValueError(f"{parameter} holds {endpoint} twice")
         seen.add(endpoint)
-
-
-def _differ(one: Endpoint, other: Endpoint) -> bool:
-    return _all_fields(one) != _all_fields(other)
-
-
-def _all_fields(endpoint: Endpoint) -> tuple[object, ...]:
-    return tuple(getattr(endpoint, name) for name in Endpoint.__slots__)
 
 
 def _set(target: object, name: str, value: object) -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from math import exp, inf
 from random import Random
 from typing import Final, Literal
@@ -32,7 +33,7 @@ from geventconnpool._check import show, without_traceback
 from geventconnpool._queue import ERROR, Queue, Slot, Waiter, transition
 from geventconnpool._slots import Slots
 from geventconnpool.cluster._balancers import HARDLY_EVER, Balancer
-from geventconnpool.cluster._endpoints import Endpoint, difference
+from geventconnpool.cluster._endpoints import Endpoint, is_changed
 from geventconnpool.cluster._outliers import OutlierDetection
 from geventconnpool.errors import PoolClosed, PoolUnavailable
 
@@ -44,6 +45,8 @@ KEEPALIVES: Final = "keepalives"
 CALLS: Final = "calls"
 
 LATENCY_DECAY = 10.0  # seconds after which a call counts for 1/e in the average
+Change = Callable[[float], None]
+
 SETS_REMEMBERED = 100  # of avoided endpoints
 GOOD_CALLS_IN_A_ROW = 20  # after which a failure is no relapse
 
@@ -180,6 +183,7 @@ class Members:
         self.is_shut = False
         self.warming: list[int] = []  # how many open connections others wait for
         self._is_updating = False  # endpoints come and go, and who may grow is seen when they have
+        self.is_partial = False  # more of them will
         self._grows = False  # whether pools open more than they keep
         self.is_empty = False  # an answer named no endpoint (those that drain are the past)
         self._balancer = balancer
@@ -189,7 +193,7 @@ class Members:
         self._outlier = outlier
         self._drain_timeout = drain_timeout
         self._rng = rng
-        self._members: dict[Endpoint, Member] = {}
+        self._members: dict[tuple[str, int], Member] = {}  # by what makes endpoints equal
         self.leaving: list[Member] = []  # gone, but for the last connections that are being closed
         self.last_error: BaseException | None = None
         self._eligible: tuple[Member, ...] = ()
@@ -202,8 +206,8 @@ class Members:
     def __len__(self) -> int:
         return len(self._members)
 
-    def get(self, endpoint: Endpoint) -> Member | None:
-        return self._members.get(endpoint)
+    def get(self, endpoint: object) -> Member | None:
+        return self._members.get(_key(endpoint)) if isinstance(endpoint, Endpoint) else None
 
     # -- choosing ------------------------------------------------------------------------------------------------------
 
@@ -306,44 +310,61 @@ class Members:
 
     # -- discovery -----------------------------------------------------------------------------------------------------
 
-    @transition
     def update(self, endpoints: Iterable[Endpoint], now: float) -> None:
-        """Apply what discovery says: add, update in place, drain, or take back what still drains."""
-        wanted = {endpoint: endpoint for endpoint in endpoints}
-        changes = difference(self._members, wanted)
-        self._is_updating = True
-        for endpoint in changes.added:
-            self._add(endpoint, now)
-        for endpoint in changes.updated:
-            self._replace(endpoint, now)
-        # The keys are to show the current values, too; a dict keeps the key that came first.
-        self._members = {member.endpoint: member for member in self._members.values()}
-        for endpoint in changes.removed:
-            self._drain(self._members[endpoint], now)
-        for member in list(self._members.values()):
-            if member.state is DRAINING and member.endpoint in wanted:
-                self._return_from_drain(member, now)
+        """Apply what discovery says, in one go."""
+        self.change(self.changes(endpoints), now)
+
+    def changes(self, endpoints: Iterable[Endpoint]) -> Iterator[Change | None]:
+        """Yield what turns the members into ``endpoints``: add, update in place, take back what still drains, drain.
+
+        One change each, or None for what stays as it is; :meth:`change` makes them, before the next one is asked for.
+        What is new comes first, so that there is no time without any endpoint.
+        """
+        wanted = {_key(endpoint): endpoint for endpoint in endpoints}
+        for key, endpoint in wanted.items():
+            member = self._members.get(key)
+            if member is None:
+                yield partial(self._add, endpoint)
+                continue
+            yield partial(self._replace, member, endpoint) if is_changed(member.endpoint, endpoint) else None
+            if member.state is DRAINING:
+                yield partial(self._return_from_drain, member)
+        for key, member in list(self._members.items()):
+            yield partial(self._drain, member) if key not in wanted else None
+
+    @transition
+    def change(self, changes: Iterator[Change | None], now: float, enough: Callable[[], bool] = lambda: False) -> bool:
+        """Make changes until there are none left (True) or ``enough`` for now (False): to be continued."""
+        self._is_updating = self.is_partial = True
+        for change in changes:
+            if change is not None:
+                change(now)
+            if enough():
+                break
+        else:
+            self.is_partial = False
         self._is_updating = False
         self._eligibility_changed(now)
-        self.is_empty = not wanted
+        is_empty = not any(member.state is not DRAINING for member in self._members.values())
+        self.is_empty = is_empty and (self.is_empty or not self.is_partial)
         if self.is_empty:
             self.queue.refuse(lambda: PoolUnavailable(f"{self.name}: the service has no endpoints"))
-        if not self.available:
+        if not self._eligible:
             self._probe_all(now)
         self.set_alarm()
         self.queue.judge(now)
+        return not self.is_partial
 
     def _add(self, endpoint: Endpoint, now: float) -> None:
         pool = self._open_pool(endpoint)
         member = Member(self, endpoint, pool)
         pool.observer = member
         self._grows = pool.min_size < pool.size
-        self._members[endpoint] = member
+        self._members[_key(endpoint)] = member
         self.queue.news.append(events.EndpointAdded(self.name, endpoint))
         pool.plan(now)
 
-    def _replace(self, endpoint: Endpoint, now: float) -> None:
-        member = self._members[endpoint]
+    def _replace(self, member: Member, endpoint: Endpoint, now: float) -> None:
         previous, member.endpoint = member.endpoint, endpoint
         member.weight = float(endpoint.weight) or HARDLY_EVER
         member.pool.endpoint = endpoint
@@ -374,12 +395,12 @@ class Members:
         if member in self.leaving:
             self.leaving.remove(member)
             self._part(member, forced=member.is_cut)
-        elif member.state is DRAINING and self._members.get(member.endpoint) is member:
+        elif member.state is DRAINING and self.get(member.endpoint) is member:
             self._forget(member)
             self._part(member, forced=False)
 
     def _forget(self, member: Member) -> None:
-        del self._members[member.endpoint]
+        del self._members[_key(member.endpoint)]
         member.pool.shut(lambda: PoolClosed(f"{self.name}: {member.endpoint} is no longer in DNS"))
 
     def _part(self, member: Member, *, forced: bool) -> None:
@@ -520,6 +541,10 @@ class Members:
         due = min((m.until for m in self._members.values() if not m.is_probing), default=inf)
         if not self.is_shut:
             self.queue.ring_at(due, self)
+
+
+def _key(endpoint: Endpoint) -> tuple[str, int]:
+    return endpoint.name, endpoint.port
 
 
 def _lowest_priority(members: Collection[Member]) -> list[Member]:

@@ -24,12 +24,13 @@ from geventconnpool._lender import Lender, PoolLender, nothing_yet
 from geventconnpool._queue import CAUSES, Gate, Slot, Waiter
 from geventconnpool._retry import places_to_avoid
 from geventconnpool._slots import Slots
+from geventconnpool._worker import Slice
 from geventconnpool.cluster._balancers import Balancer, LeastLoaded
-from geventconnpool.cluster._endpoints import Endpoint, Resolution, parse_service
-from geventconnpool.cluster._members import ClusterQueue, Member, Members
+from geventconnpool.cluster._endpoints import Endpoint, NoRecords, Resolution, parse_service
+from geventconnpool.cluster._members import Change, ClusterQueue, Member, Members
 from geventconnpool.cluster._outliers import OutlierDetection
 from geventconnpool.cluster._refresh import Refresh
-from geventconnpool.cluster._resolvers import DNSResolver, Resolver, StaticResolver
+from geventconnpool.cluster._resolvers import DNSResolver, Resolver, StaticResolver, bounds_of
 from geventconnpool.errors import PoolClosed, PoolError, PoolUnavailable
 from geventconnpool.pool import DEFAULT_EXC_CLASSES, Borrowing, ConnectionPool, Options
 
@@ -37,12 +38,17 @@ C = TypeVar("C")
 
 CONNECTS_AT_ONCE = 64  # over all endpoints of a cluster
 DESCRIBED = 20  # endpoints in the message of an error
+# What is changed in one go when many endpoints come or go: seconds of it, and connects and closes that it leads to.
+CHANGES_AT_ONCE, DEEDS_AT_ONCE = 0.0005, 12
 LOOKUP_TIMEOUT = 60.0  # seconds for a resolver of the user's; ours has a bound of its own
-MIN_REFRESH, MAX_REFRESH = 5.0, 300.0  # seconds, for a resolver that does not say
 
 
 class Discovery:
-    """Asks the resolver when it is time to, and hands what it says to the members."""
+    """Asks the resolver when it is time to, and hands what is believed of its answers to the members.
+
+    At most one greenlet at a time does so: it looks up, then changes the members in slices. What happens between its
+    switches, be it a stop, a fork or the end of the pool, finds the members whole, if not complete.
+    """
 
     def __init__(self, engine: Engine, resolver: Resolver, service: str | None, name: str, rng: Random) -> None:
         self.alarm = inf
@@ -51,22 +57,23 @@ class Discovery:
         self._resolver = resolver
         self._service = service
         self._name = name
-        most = _check.seconds("the resolver's max_refresh", getattr(resolver, "max_refresh", MAX_REFRESH))
-        least = _check.seconds("the resolver's min_refresh", getattr(resolver, "min_refresh", min(MIN_REFRESH, most)))
-        self._refresh = Refresh(least, most, rng)
+        self._refresh = Refresh(bounds_of(resolver), rng)
         self._told: tuple[str, bool] = (self._refresh.state, False)
+        self._applied: tuple[Endpoint, ...] | None = None
         self._greenlet: Any = None
         self._is_stopped = False
 
     def start(self, members: Members) -> None:
-        """Look up for the first time: at once if the answer is at hand, else in the background."""
+        """Look up for the first time: at once what is at hand, the rest in the background."""
         self.members = members
         now = monotonic()
-        if type(self._resolver) is StaticResolver:
-            self._refresh.started(now)
-            self._apply(self._resolver.resolve(self._service))
-        else:
-            self.tick(now)
+        if isinstance(self._resolver, StaticResolver):
+            given = self._resolver.at_hand()
+            self._refresh.given(given, now)
+            self.members.update(given.endpoints, now)
+            self._applied = given.endpoints
+            self._tell()
+        self.tick(now)
 
     def stop(self) -> None:
         self._is_stopped = True
@@ -79,52 +86,85 @@ class Discovery:
         self._set_alarm()
 
     def tick(self, now: float) -> None:
-        if self._refresh.due <= now and not self._is_stopped:
-            self._refresh.started(now)
-            self._greenlet = self._engine.spawn(self._look_up, self._fail)
+        refresh = self._refresh
+        if self._greenlet is None and not self._is_stopped:
+            if refresh.due <= now:
+                refresh.started(now)
+                self._greenlet = self._engine.spawn(self._look_up, self._fail)
+            elif refresh.gives_up_at <= now:
+                refresh.tick(now)
+                self._greenlet = self._engine.spawn(self._apply, self._end)
         self._set_alarm()
 
     def _set_alarm(self) -> None:
-        if not self._is_stopped:
-            self._engine.queue.ring_at(self._refresh.due, self)
+        if self._greenlet is None and not self._is_stopped:
+            self._engine.queue.ring_at(self._refresh.alarm, self)
 
     def _look_up(self) -> None:
         try:
-            resolution = self._engine.bounded(LOOKUP_TIMEOUT, "resolve", None, self._resolver.resolve, self._service)
-            if not isinstance(resolution, Resolution):
-                raise TypeError(f"resolve must return a Resolution, not {resolution!r}")
+            resolution = self._ask("resolve", self._resolver.resolve)
+            confirm = getattr(self._resolver, "confirm", None)
+            if confirm is not None and self._refresh.is_doubtful(resolution):
+                resolution = self._ask("confirm", confirm)
         except BaseException as error:
             forget_locals(error)
-            self._fail(error)
+            self._note_failure(error)
             self._engine.pass_on_system_error(error)
         else:
-            self._apply(resolution)
+            self._refresh.answered(resolution, monotonic())
+        self._apply()
 
-    def _apply(self, resolution: Resolution) -> None:
-        now = monotonic()
-        self._greenlet = None
+    def _ask(self, name: str, method: Callable[[str | None], Resolution]) -> Resolution:
+        resolution = self._engine.bounded(LOOKUP_TIMEOUT, name, None, method, self._service)
+        if not isinstance(resolution, Resolution):
+            raise TypeError(f"{name} must return a Resolution, not {show(resolution)}")
+        return resolution
+
+    def _note_failure(self, error: BaseException) -> None:
+        if isinstance(error, NoRecords):
+            self._refresh.denied(error, monotonic())
+        else:
+            self._refresh.failed(error, monotonic())
+
+    def _apply(self) -> None:
+        """Have the members become what is believed, in slices."""
+        wanted = self._refresh.endpoints
+        try:
+            if wanted is not None and wanted is not self._applied:
+                changes, part = self.members.changes(wanted), Slice(CHANGES_AT_ONCE)
+                while not self._change(changes, part):
+                    part.rest()
+                self._applied = wanted
+        finally:
+            self._end()
+
+    def _change(self, changes: Iterator[Change | None], part: Slice) -> bool:
         pool = self._engine.hooks()  # held: it must not be collected in the middle
-        if pool is None:
-            return
-        self._refresh.succeeded(resolution.ttl, not resolution.endpoints, now)
-        if not self._is_stopped:
-            self.members.update(resolution.endpoints, now)
-        self._tell()
+        if pool is None or self._is_stopped:
+            return True
+        todo = self._engine.queue.todo
+        is_done = self.members.change(changes, monotonic(), lambda: part.is_over() or len(todo) >= DEEDS_AT_ONCE)
+        self._engine.act()
+        return is_done
 
     def _fail(self, error: BaseException) -> None:
-        self._greenlet = None
-        pool = self._engine.hooks()  # held, see _apply
-        if pool is None:
-            return
+        """Somebody has killed the greenlet before it began."""
         self._refresh.failed(error, monotonic())
-        self._tell()
+        self._end()
+
+    def _end(self, _error: BaseException | None = None) -> None:
+        self._greenlet = None
+        pool = self._engine.hooks()  # held, see _change
+        if pool is not None:
+            self._tell()
 
     def _tell(self) -> None:
         """Report a change of state, once."""
-        state = (self._refresh.state, self._refresh.last_error is not None)
+        refresh = self._refresh
+        state = (refresh.state, refresh.last_error is not None)
         if state != self._told and not self._is_stopped:
             self._told = state
-            event = events.DiscoveryChanged(self._name, self._refresh.state, self._refresh.last_error)
+            event = events.DiscoveryChanged(self._name, refresh.state, refresh.last_error, refresh.outcome)
             self._engine.queue.news.append(event)
         self._set_alarm()
         self._engine.act()
@@ -135,11 +175,21 @@ class Discovery:
 
     def stats(self) -> events.DiscoveryStats:
         refresh = self._refresh
-        due = refresh.due if isfinite(refresh.due) and not self._is_stopped else None
-        return events.DiscoveryStats(refresh.state, refresh.since, refresh.last_error, refresh.generation, due)
+        return events.DiscoveryStats(
+            state=refresh.state,
+            since=refresh.since,
+            outcome=refresh.outcome,
+            last_error=refresh.last_error,
+            ttl=refresh.ttl,
+            records=refresh.records,
+            generation=refresh.generation,
+            next_lookup=refresh.due if isfinite(refresh.due) and not self._is_stopped else None,
+        )
 
 
-NOT_BEGUN = events.DiscoveryStats("starting", since=None, last_error=None, generation=0, next_lookup=None)
+NOT_BEGUN = events.DiscoveryStats(
+    "starting", since=None, outcome="", last_error=None, ttl=None, records=None, generation=0, next_lookup=None
+)
 
 
 class Past:
@@ -239,7 +289,7 @@ class ClusterLender(Lender):
         if n is not None:
             return self.count_open() >= n
         available = self.members.available
-        if not available or not self.count_open():
+        if not available or not self.count_open() or self.members.is_partial:
             return False
         return all(member.pool.open >= member.pool.min_size for member in available)
 

@@ -2,152 +2,231 @@
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import replace
+from operator import is_
 from typing import NamedTuple, Protocol
 
-import dns.name
-import dns.rdatatype
-import dns.resolver
-from gevent import socket
-
 from geventconnpool import _check
-from geventconnpool.cluster._dns import Answers, Client, Question, ResolutionError, server_of
+from geventconnpool._worker import Slice
+from geventconnpool.cluster._dns import DEFAULT_LIFETIME, DEFAULT_TIMEOUT, Answer, Client, Question
 from geventconnpool.cluster._endpoints import (
     Endpoint,
+    NoRecords,
     Resolution,
+    ResolutionError,
     canonical_ip,
     check_unique,
     domain_of,
     is_host,
     parse_service,
 )
+from geventconnpool.cluster._hosts import Hosts, at_hand, failure_of
+from geventconnpool.cluster._refresh import DEFAULT_BOUNDS, Bounds
 
 _DNS_PORT = 53
-_HOSTS_FILE = Path("/etc/hosts")
 
 
 class Resolver(Protocol):
-    """Anything that knows the endpoints of a service."""
+    """Anything that knows the endpoints of a service.
+
+    It may say how patient one is with it, by the attributes ``min_refresh``, ``max_refresh``, ``empty_hold`` and
+    ``max_stale`` of :class:`DNSResolver`, else its defaults hold. If it has a method ``confirm`` like its ``resolve``,
+    that is asked for a second opinion when an answer would cost more than half of three endpoints or more.
+    """
 
     def resolve(self, service: str | None) -> Resolution:
-        """Return the endpoints of ``service``. Raising anything is a failed look-up: the last good answer stays.
+        """Return the endpoints of ``service``; none at all is believed at once.
 
-        Called in a greenlet of the cluster's; it may switch but should not block the hub.
+        Raising anything is a failed look-up: the last good answer stays. What may pass, such as a name that DNS does
+        not know, is told by raising :class:`NoRecords`. Called in a greenlet of the cluster's; it may switch but should
+        not block the hub.
         """
 
 
-class StaticResolver:
-    """A fixed set of endpoints, each an :class:`Endpoint` or ``(host, port)``. Raises ValueError on duplicates."""
+def bounds_of(resolver: Resolver) -> Bounds:
+    """Return how patient one is with ``resolver``. Raises ValueError or TypeError, naming attribute and value."""
+    usual = DEFAULT_BOUNDS
+    most = _check.seconds("the resolver's max_refresh", getattr(resolver, "max_refresh", usual.max_refresh))
+    least = getattr(resolver, "min_refresh", min(usual.min_refresh, most))
+    hold, stale = getattr(resolver, "empty_hold", usual.empty_hold), getattr(resolver, "max_stale", usual.max_stale)
+    return Bounds(
+        min_refresh=_check.seconds("the resolver's min_refresh", least),
+        max_refresh=most,
+        empty_hold=_check.seconds_or_none("the resolver's empty_hold", hold),
+        max_stale=_check.seconds_or_none("the resolver's max_stale", stale),
+    )
 
-    def __init__(self, endpoints: Iterable[Endpoint | tuple[str, int]]) -> None:
+
+class StaticResolver:
+    """A fixed set of endpoints, each an :class:`Endpoint` or ``(host, port)``. Raises ValueError on duplicates.
+
+    The addresses of a host name that is given without are looked up, and again when their time to live is over, by
+    ``resolver``, default :class:`DNSResolver`. Until there are any, ``host`` is the name.
+    """
+
+    def __init__(self, endpoints: Iterable[Endpoint | tuple[str, int]], *, resolver: DNSResolver | None = None) -> None:
         self.endpoints = tuple(map(_as_endpoint, endpoints))
         if not self.endpoints:
             raise ValueError("endpoints is empty")
         check_unique("endpoints", self.endpoints)
+        if resolver is not None and not isinstance(resolver, DNSResolver):
+            raise TypeError(f"resolver must be a DNSResolver, not {_check.show(resolver)}")
+        self._resolver = resolver or DNSResolver()
+        self._hosts = Hosts(self._resolver.min_refresh, self._resolver.max_refresh)
+        self._names = {endpoint.name for endpoint in self.endpoints if not endpoint.addresses}
+        self.min_refresh = self._resolver.min_refresh
+        self.max_refresh = self._resolver.max_refresh
+
+    def at_hand(self) -> Resolution:
+        """Return all endpoints, with the addresses known so far: for ever, if no host is to be looked up."""
+        endpoints = tuple(map(self._completed, self.endpoints))
+        with_address = sum(bool(endpoint.addresses) for endpoint in endpoints)
+        outcome = f"{with_address} of {len(endpoints)} endpoints have an address"
+        return Resolution(endpoints, 0.0 if self._names else None, outcome=outcome)
 
     def resolve(self, service: str | None) -> Resolution:
-        """Return all endpoints, whatever the service: they hold for ever."""
-        return Resolution(self.endpoints)
+        """Return all endpoints, whatever the service, with their addresses of now, or the last ones known.
+
+        Raises :class:`ResolutionError` if no question for a host was answered.
+        """
+        answers = self._hosts.look_up(self._resolver.client, self._names)
+        errors = [answer for answer in answers.values() if isinstance(answer, ResolutionError)]
+        failures = [error for error in errors if not isinstance(error, NoRecords)]
+        if failures and len(failures) == len(answers):
+            raise failures[0]
+        found = self.at_hand()
+        if not self._names:
+            return found
+        outcome = "; ".join([found.outcome, *map(str, failures[:1] or errors[:1])])
+        return replace(found, ttl=self._hosts.ttl(self._names), outcome=outcome)
+
+    def _completed(self, endpoint: Endpoint) -> Endpoint:
+        addresses = self._hosts.addresses(endpoint.name) if endpoint.name in self._names else endpoint.addresses
+        return endpoint if addresses == endpoint.addresses else replace(endpoint, addresses=addresses)
 
 
 class DNSResolver:
     """Looks services up in DNS, without ever blocking the hub, patched or not.
 
-    ``nameservers`` are addresses or ``(address, port)``; by default those of resolv.conf, read at each look-up, with
-    its search list. ``timeout`` is for one try at one server, ``lifetime`` for all tries at one set of questions, in
-    seconds; a look-up asks one set, or a second one for addresses that did not come along. ``min_refresh`` and
-    ``max_refresh``, in seconds, bound how soon and how late a cluster asks again.
+    ``nameservers`` are addresses or ``(address, port)``; by default those of resolv.conf, with its search list and
+    options. ``timeout`` is for one try at one server (an option of resolv.conf takes the place of the default),
+    ``lifetime`` for all tries at one set of questions, in seconds; a look-up asks one set, or a second one for
+    addresses that did not come along.
+
+    How a cluster takes what it hears is up to the rest, in seconds: ``min_refresh`` and ``max_refresh`` bound how soon
+    and how late it asks again. That there is no such name, or no such record, is believed when it has lasted for
+    ``empty_hold`` and three look-ups (0: at once; None: never). While look-ups fail, what is known is kept for
+    ``max_stale`` (None: for ever).
     """
 
     def __init__(
         self,
         nameservers: Iterable[str | tuple[str, int]] | None = None,
         *,
-        timeout: float = 2.0,
-        lifetime: float = 5.0,
+        timeout: float = DEFAULT_TIMEOUT,
+        lifetime: float = DEFAULT_LIFETIME,
         min_refresh: float = 5.0,
         max_refresh: float = 300.0,
+        empty_hold: float | None = 30.0,
+        max_stale: float | None = None,
     ) -> None:
         self.nameservers = None if nameservers is None else _nameservers(nameservers)
         self.timeout = _check.seconds("timeout", timeout, positive=True)
         self.lifetime = _check.seconds("lifetime", lifetime, positive=True)
         self.min_refresh = _check.seconds("min_refresh", min_refresh, positive=True)
         self.max_refresh = _check.seconds("max_refresh", max_refresh, positive=True)
+        self.empty_hold = _check.seconds_or_none("empty_hold", empty_hold)
+        self.max_stale = _check.seconds_or_none("max_stale", max_stale)
         if max_refresh < min_refresh:
             raise ValueError(f"max_refresh must be at least min_refresh ({min_refresh!r}), not {max_refresh!r}")
-        self._known: dict[Question, dict[str, _Found]] = {}  # by what was asked: its hosts, as they were last known
+        self.client = Client(self.nameservers, self.timeout, self.lifetime)
+        self._services: dict[str, _Service] = {}  # what is remembered of each that was asked for
 
     def resolve(self, service: str | None) -> Resolution:
         """Return the endpoints of ``service``: SRV for a name without a port, else each address of the name.
 
-        Raises :class:`ResolutionError`, whose message is fit for a user: what was asked for, the failure in words, the
-        name server.
+        Raises :class:`NoRecords` if DNS knows of none, :class:`ResolutionError` if it cannot be asked, whose messages
+        are fit for a user: what was asked for, the failure in words, the name server.
         """
+        return self._resolve(service, over_tcp=False)
+
+    def confirm(self, service: str | None) -> Resolution:
+        """Do the same over TCP, which leaves nothing out."""
+        return self._resolve(service, over_tcp=True)
+
+    def _resolve(self, service: str | None, over_tcp: bool) -> Resolution:
         if service is None:
             raise TypeError("service must be a str, not None: DNS needs a name")
         name, port = parse_service(service)
+        known = self._services.setdefault(service, _Service(self.min_refresh, self.max_refresh))
         if port is None:
-            return self._resolve_srv(name)
-        return self._resolve_addresses(name, port)
+            return self._resolve_srv(name, known, over_tcp)
+        return self._resolve_addresses(name, port, known, over_tcp)
 
-    def _resolve_addresses(self, name: str, port: int) -> Resolution:
+    def _resolve_addresses(self, name: str, port: int, known: _Service, over_tcp: bool) -> Resolution:
         if canonical_ip(name) is not None:
-            return Resolution((Endpoint(name, port, domain=name),))
-        found = self._addresses_of(name)
-        return Resolution(tuple(Endpoint(address, port, domain=name) for address in found.addresses), found.ttl)
+            return Resolution((Endpoint(name, port, domain=name),), outcome="an address needs no look-up")
+        told = known.hosts.look_up(self.client, [name], due_only=False, over_tcp=over_tcp).values()
+        denials = [answer for answer in told if isinstance(answer, NoRecords)]
+        if told and len(denials) == len(told):
+            raise NoRecords(str(denials[0]), min(denial.ttl or 0.0 for denial in denials))
+        found = [answer for answer in told if isinstance(answer, Answer)]
+        addresses = known.hosts.addresses(name)
+        if not at_hand([name]) and not (found and addresses):
+            failures = (answer for answer in told if isinstance(answer, ResolutionError) and answer not in denials)
+            servers = found[0].server if found else "anybody in time"
+            raise next(failures, None) or ResolutionError(f"{name}: no usable address from {servers}")
+        endpoints = known.endpoints(_Source(_Record(address, port, 0, 1), (address,), name) for address in addresses)
+        ttl = known.hosts.ttl([name])
+        outcome = f"{len(endpoints)} addresses from {found[0].server if found else 'the hosts file'}"
+        return Resolution(endpoints, ttl, outcome=outcome, records=len(endpoints))
 
-    def _addresses_of(self, name: str) -> _Found:
-        addresses = _in_hosts_file(name.removesuffix("."))
-        if addresses:
-            # The file has no time to live. It is tiny and local: reading it now and then finds a change.
-            return _Found(addresses, self.max_refresh)
-        question = Question(name, "A")
-        answers = self._client().ask_all([question, Question(name, "AAAA")])
-        found = _found(name, answers)
-        if not found.addresses:
-            raise _no_address(name, answers)
-        return self._remembered(question, {name: found})[name]
-
-    def _resolve_srv(self, service: str) -> Resolution:
-        client, question = self._client(), Question(service, "SRV")
-        answer = client.ask(question)
-        records, ttl = _srv_records(answer), float(answer.chaining_result.minimum_ttl)
+    def _resolve_srv(self, service: str, known: _Service, over_tcp: bool) -> Resolution:
+        question = Question(service, "SRV")
+        answer = self.client.ask(question, over_tcp)
+        records = [_Record(rr.target, rr.port, rr.priority, rr.weight) for rr in answer.data]
+        outcome = f"{len(records)} SRV records from {answer.server}"
         if all(record.is_none for record in records):
-            return Resolution((), ttl)  # RFC 2782: "the service is decidedly not available at this domain"
-        usable = [record for record in records if record.is_usable]
-        found = self._remembered(question, _hosts(client, answer, {record.target for record in usable}))
-        endpoints = _endpoints(usable, found, domain_of(service))
+            # RFC 2782: "the service is decidedly not available at this domain".
+            return Resolution((), answer.ttl, outcome=f"{outcome}: the service is not available", records=len(records))
+        usable = _merged(record for record in records if record.is_usable)
+        targets = {record.target for record in usable}
+        answers = known.hosts.look_up(self.client, targets, answer.additional)
+        domain, addresses = domain_of(service), known.hosts.addresses
+        endpoints = known.endpoints(_Source(record, addresses(record.target), domain) for record in usable)
         if not endpoints:
-            raise ResolutionError(f"{question}: none of {len(records)} records has a usable target and address")
-        return Resolution(endpoints, min(ttl, *(host.ttl for host in found.values())))
-
-    def _remembered(self, question: Question, found: Mapping[str, _Found]) -> dict[str, _Found]:
-        """Return ``found``, completed by what was known before, and remember it for the next time."""
-        before = self._known.get(question, {})
-        known = {host: now.completed(before.get(host)) for host, now in found.items()}
-        self._known[question] = known
-        return known
-
-    def _client(self) -> Client:
-        return Client(self.nameservers, self.timeout, self.lifetime)
+            why = f": {failure}" if (failure := failure_of(answers)) else ""
+            raise ResolutionError(f"{question}: none of {outcome} has a usable target and address{why}")
+        if len(endpoints) < len(usable):
+            outcome += f", {len(usable) - len(endpoints)} without a known address"
+        ttl = min(answer.ttl, known.hosts.ttl(targets))
+        return Resolution(endpoints, ttl, outcome=outcome, records=len(records))
 
 
-class _Found(NamedTuple):
-    """The addresses of one host; ``failed`` are the record types whose question was not answered."""
+class _Service:
+    """What is remembered of a service from one look-up to the next."""
 
-    addresses: tuple[str, ...]
-    ttl: float
-    failed: frozenset[str] = frozenset()
+    def __init__(self, min_refresh: float, max_refresh: float) -> None:
+        self.hosts = Hosts(min_refresh, max_refresh)
+        self._made: dict[_Source, Endpoint] = {}
+        self._last: tuple[Endpoint, ...] = ()
 
-    def completed(self, before: _Found | None) -> _Found:
-        """Return this with the addresses known ``before`` in place of those that could not be learned."""
-        if before is None:
-            return self
-        kept = (address for address in before.addresses if not self.addresses or _rdtype(address) in self.failed)
-        return self._replace(addresses=(*self.addresses, *kept))
+    def endpoints(self, sources: Iterable[_Source]) -> tuple[Endpoint, ...]:
+        """Return one endpoint for each source with an address; the same tuple as last time if nothing has changed.
+
+        Making endpoints out of a thousand records takes a while, hence in slices, and only of what is new.
+        """
+        part, made = Slice(), {}
+        for source in sources:
+            if source.addresses:
+                made[source] = self._made.get(source) or source.endpoint()
+            part.breathe()
+        found = tuple(made.values())
+        if len(found) != len(self._last) or not all(map(is_, found, self._last)):
+            self._last = found
+        self._made = made
+        return self._last
 
 
 class _Record(NamedTuple):
@@ -165,112 +244,27 @@ class _Record(NamedTuple):
         return self.port != 0 and is_host(self.target.removesuffix("."))
 
 
-def _srv_records(answer: dns.resolver.Answer) -> list[_Record]:
-    return [_Record(rr.target.to_text().lower(), rr.port, rr.priority, rr.weight) for rr in answer]
-
-
-def _hosts(client: Client, answer: dns.resolver.Answer, hosts: Collection[str]) -> dict[str, _Found]:
-    """Return the addresses of SRV targets: from the additional section (RFC 2782), else by asking."""
-    came_along = {**_additional(answer), **_literal(hosts)}
-    found = {host: came_along[host] for host in hosts if host in came_along}
-    missing = [host for host in hosts if host not in found]
-    questions = [Question(host, rdtype) for host in missing for rdtype in ("A", "AAAA")]
-    # In another order each time: slow ones must not keep the same others from being asked within the lifetime.
-    random.shuffle(questions)
-    answers = client.ask_all(questions)
-    found.update((host, _found(host, answers)) for host in missing)
-    return found
-
-
-def _endpoints(records: Iterable[_Record], found: Mapping[str, _Found], domain: str | None) -> tuple[Endpoint, ...]:
-    """Return one endpoint per target and port that has an address, at its lowest priority, its weights added up."""
+def _merged(records: Iterable[_Record]) -> list[_Record]:
+    """Return one record per target and port, at its lowest priority, its weights added up; always in one order."""
     merged: dict[tuple[str, int], _Record] = {}
-    for record in records:
+    for record in sorted(records):
         key = record.target, record.port
-        merged[key] = _merged(merged[key], record) if key in merged else record
-    return tuple(
-        Endpoint(target, port, found[target].addresses, record.priority, record.weight, domain)
-        for (target, port), record in merged.items()
-        if found[target].addresses
-    )
+        one = merged.setdefault(key, record)
+        if one is not record and one.priority == record.priority:
+            merged[key] = one._replace(weight=min(one.weight + record.weight, 65535))
+    return list(merged.values())
 
 
-def _merged(one: _Record, other: _Record) -> _Record:
-    if one.priority != other.priority:
-        return min(one, other, key=lambda record: record.priority)
-    return one._replace(weight=min(one.weight + other.weight, 65535))
+class _Source(NamedTuple):
+    """What an endpoint is made of."""
 
+    record: _Record
+    addresses: tuple[str, ...]
+    domain: str | None
 
-def _literal(hosts: Iterable[str]) -> dict[str, _Found]:
-    """Return the targets that are addresses. RFC 2782 wants host names; what is meant is plain all the same."""
-    addresses = ((host, canonical_ip(host.removesuffix("."))) for host in hosts)
-    return {host: _Found((address,), math.inf) for host, address in addresses if address is not None}
-
-
-def _additional(answer: dns.resolver.Answer) -> dict[str, _Found]:
-    """Return the usable addresses that came along with an answer, by host."""
-    found: dict[str, _Found] = {}
-    for rrset in answer.response.additional:
-        addresses = _usable(rr.address for rr in rrset if rrset.rdtype in (dns.rdatatype.A, dns.rdatatype.AAAA))
-        if addresses:
-            host = rrset.name.to_text().lower()
-            known = found.get(host, _Found((), float(rrset.ttl)))
-            found[host] = _Found((*known.addresses, *addresses), min(known.ttl, float(rrset.ttl)))
-    return found
-
-
-def _found(host: str, answers: Answers) -> _Found:
-    """Return what the two questions for ``host`` told, with TTL 0 where that is not all there is to know."""
-    addresses: list[str] = []
-    ttls: list[float] = []
-    failed = set()
-    for rdtype in ("A", "AAAA"):
-        answer = answers[Question(host, rdtype)]
-        if isinstance(answer, ResolutionError):
-            failed.add(rdtype)
-        elif usable := _usable(rr.address for rr in answer):
-            addresses += usable
-            ttls.append(float(answer.chaining_result.minimum_ttl))
-    return _Found(tuple(addresses), 0.0 if failed or not ttls else min(ttls), frozenset(failed))
-
-
-def _no_address(host: str, answers: Answers) -> ResolutionError:
-    """Return the reason why neither of the two questions for ``host`` brought an address."""
-    told = [answers[Question(host, rdtype)] for rdtype in ("A", "AAAA")]
-    for answer in told:
-        if isinstance(answer, ResolutionError):
-            return answer
-    servers = {server_of(answer) for answer in told if not isinstance(answer, ResolutionError)}
-    return ResolutionError(f"{host}: no usable address from {', '.join(sorted(servers))}")
-
-
-def _usable(addresses: Iterable[str]) -> tuple[str, ...]:
-    return tuple(address for address in addresses if ":" not in address or _has_route(address))
-
-
-def _has_route(address: str) -> bool:
-    """Tell whether the machine could send to an IPv6 address. Nothing is sent: connecting a datagram socket looks."""
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-            probe.connect((address, 9))
-    except OSError:
-        return False
-    return True
-
-
-def _rdtype(address: str) -> str:
-    return "AAAA" if ":" in address else "A"
-
-
-def _in_hosts_file(name: str) -> tuple[str, ...]:
-    try:
-        text = _HOSTS_FILE.read_text(errors="replace").lower()
-    except OSError:
-        return ()
-    # Some people block advertisements with a hundred thousand lines: split only those that may be meant.
-    lines = (line.partition("#")[0].split() for line in text.splitlines() if name in line) if name in text else ()
-    addresses = (canonical_ip(words[0]) for words in lines if name in words[1:])
-    return tuple(dict.fromkeys(_usable(address for address in addresses if address is not None)))
+    def endpoint(self) -> Endpoint:
+        name, port, priority, weight = self.record
+        return Endpoint(name, port, self.addresses, priority, weight, self.domain)
 
 
 def _as_endpoint(value: object) -> Endpoint:
