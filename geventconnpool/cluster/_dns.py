@@ -36,7 +36,7 @@ import dns.resolver
 import gevent
 from gevent import socket
 
-from geventconnpool._worker import Worker
+from geventconnpool._worker import Slice, Worker
 from geventconnpool.cluster import _wire
 from geventconnpool.cluster._endpoints import NoRecords, ResolutionError
 
@@ -240,7 +240,7 @@ class Client:
         if not questions:
             return answers
         waiting = deque(questions)
-        work = partial(self._work, self._resolver(), waiting, answers, over_tcp)
+        work = partial(self._work, self._resolver(), waiting, answers, over_tcp, Slice())
         workers = [Worker(work) for _ in range(min(_QUESTIONS_IN_FLIGHT, len(waiting)))]
         for worker in workers:
             worker.start()
@@ -263,11 +263,17 @@ class Client:
         return resolver
 
     def _work(
-        self, resolver: dns.asyncresolver.Resolver, waiting: deque[Question], answers: Answers, over_tcp: bool
+        self,
+        resolver: dns.asyncresolver.Resolver,
+        waiting: deque[Question],
+        answers: Answers,
+        over_tcp: bool,
+        part: Slice,
     ) -> None:
         while waiting:
             question = waiting.popleft()
             answers[question] = self._answer(resolver, question, over_tcp)
+            part.breathe()  # an answer that is there already does not make the worker wait
 
     def _answer(
         self, resolver: dns.asyncresolver.Resolver, question: Question, over_tcp: bool

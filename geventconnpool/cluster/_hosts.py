@@ -53,17 +53,20 @@ class Hosts:
         over_tcp: bool = False,
     ) -> Answers:
         """Take what ``came_along``, and ask for the rest: what is due, or everything. Return the answers."""
+        part = Slice()
         self._local = at_hand(hosts)
+        part.breathe()
         remote = {host for host in hosts if host not in self._local}
         now = monotonic()
-        self._learn(_told_along(remote, came_along), now)
+        self._learn(_told_along(remote, came_along), now, part)
         pairs = self._book.due(remote, now) if due_only else [(host, family) for host in remote for family in FAMILIES]
         questions = [Question(host, family) for host, family in pairs]
         # In another order each time: slow ones must not keep the same others from being asked within the lifetime.
         random.shuffle(questions)
+        part.breathe()
         answers = client.ask_all(questions, over_tcp)
         now = monotonic() if answers else now
-        self._learn(_told(answers), now)
+        self._learn(_told(answers), now, part)
         self._book.keep_only(remote)
         self._looked_at = now
         return answers
@@ -75,8 +78,7 @@ class Hosts:
         local = inf if all(map(canonical_ip, self._local)) else self._max_refresh
         return max(0.0, min(self._book.next_due(remote) - self._looked_at, local))
 
-    def _learn(self, told: Mapping[str, Mapping[str, Told]], now: float) -> None:
-        part = Slice()
+    def _learn(self, told: Mapping[str, Mapping[str, Told]], now: float, part: Slice) -> None:
         for host, news in told.items():
             self._book.learned(host, news, now)
             part.breathe()
