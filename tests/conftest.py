@@ -9,6 +9,7 @@ import gevent
 import pytest
 from gevent.server import StreamServer
 from gevent.socket import socket
+from gevent.threadpool import ThreadPool
 
 from geventconnpool.cluster import _dns
 
@@ -19,6 +20,17 @@ PATIENCE = 60.0
 def no_name_server_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Tests ask name servers of their own; what others say of their names is nothing to rely on."""
     monkeypatch.setattr(_dns, "_RESOLV_CONF", tmp_path / "no-resolv.conf")
+
+
+@pytest.fixture
+def no_thread_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever uses the hub's thread pool fails."""
+
+    def refuse(*_args: object, **_options: object) -> None:
+        raise AssertionError("the hub's thread pool is used")
+
+    for method in ("spawn", "apply"):
+        monkeypatch.setattr(ThreadPool, method, refuse)
 
 
 @pytest.hookimpl(wrapper=True)

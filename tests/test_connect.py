@@ -479,7 +479,7 @@ def test_a_zone_is_told_to_the_kernel_as_a_number():
     number = socket.if_nametoindex("lo")
 
     for zone in ("lo", number):
-        assert _connect._sockaddr(f"fe80::1%{zone}", 80) == ("fe80::1", 80, 0, number)
+        assert _connect.sockaddr(f"fe80::1%{zone}", 80) == ("fe80::1", 80, 0, number)
 
 
 def test_a_host_without_addresses_is_left_to_the_system(listener):
@@ -497,6 +497,7 @@ def dns(tmp_path, monkeypatch):
         yield server
 
 
+@pytest.mark.usefixtures("no_thread_pool")
 def test_all_addresses_that_dns_knows_of_a_host_are_tried(dns, listener, tried):
     dns.add_address("a.test", "127.0.0.1")
     dns.add_address("a.test", "127.0.0.3")
@@ -504,8 +505,8 @@ def test_all_addresses_that_dns_knows_of_a_host_are_tried(dns, listener, tried):
         Endpoint("a.test", free_port()).connect(2)
     assert sorted(tried) == ["127.0.0.1", "127.0.0.3"]
 
-    with Endpoint("a.test", listener.port).connect(2):
-        assert gevent.get_hub()._threadpool is None
+    with Endpoint("a.test", listener.port).connect(2) as connection:
+        assert connection.getpeername()[1] == listener.port
 
 
 def test_the_bound_holds_for_the_look_up_too_and_leaves_nothing_behind(dns):

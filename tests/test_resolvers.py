@@ -609,6 +609,14 @@ def test_resolv_conf_is_read_anew_and_of_no_use_is_a_failure(resolv_conf, server
     assert names(resolver.resolve(SERVICE)) == ["redis1.example.test:6379"]
 
 
+@pytest.mark.usefixtures("no_thread_pool")
+def test_a_name_server_with_a_zone_is_asked_without_the_hubs_thread_pool():
+    interface = socket.if_nameindex()[0][1]
+    (answer,) = Client([(f"fe80::1%{interface}", 53)], 0.05, 0.05).ask_all([Question("a.test", "A")]).values()
+
+    assert isinstance(answer, ResolutionError)
+
+
 # What dnspython is told
 
 

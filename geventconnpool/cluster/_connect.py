@@ -113,7 +113,7 @@ def _connecting(address: str, port: int) -> socket.socket:
         # Requests go out as they are written: to be held back and merged costs the peer's delayed ACK, 40 ms.
         attempt.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         attempt.setblocking(False)
-        code = attempt.connect_ex(_sockaddr(address, port))
+        code = attempt.connect_ex(sockaddr(address, port))
         if code not in (0, EINPROGRESS):
             raise OSError(code, os.strerror(code))
     except BaseException:
@@ -122,7 +122,7 @@ def _connecting(address: str, port: int) -> socket.socket:
     return attempt
 
 
-def _sockaddr(address: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+def sockaddr(address: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
     """Return what connect takes without a look-up, which the zone of ``fe80::1%eth0`` would ask for."""
     host, _, zone = address.partition("%")
     if not zone:

@@ -38,6 +38,7 @@ from gevent import socket
 
 from geventconnpool._worker import Slice, Worker
 from geventconnpool.cluster import _wire
+from geventconnpool.cluster._connect import sockaddr
 from geventconnpool.cluster._endpoints import NoRecords, ResolutionError
 
 T = TypeVar("T")
@@ -197,7 +198,7 @@ class Nameserver(dns.nameserver.AddressAndPortNameserver):
     def _connect(self, kind: int) -> socket.socket:
         connection = socket.socket(socket.AF_INET6 if ":" in self.address else socket.AF_INET, kind)
         try:
-            connection.connect((self.address, self.port))
+            connection.connect(sockaddr(self.address, self.port))
         except BaseException:
             connection.close()
             raise
