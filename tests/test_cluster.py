@@ -253,6 +253,16 @@ def test_a_service_is_a_static_set_a_resolver_or_an_address_with_a_port(service,
     assert list(ready(Cluster(service)).pools) == endpoints
 
 
+def test_host_names_of_a_static_set_are_looked_up_from_the_first_moment():
+    with DNSServer() as dns:
+        dns.add_address("one.example.test", "127.0.0.3")
+        resolver = StaticResolver([("one.example.test", 7)], resolver=DNSResolver([dns.address], min_refresh=60))
+        pool = Cluster(resolver)
+        wait_until(lambda: [endpoint.addresses for endpoint in pool.pools] == [("127.0.0.3",)])
+
+        assert pool.stats().discovery.generation == 2
+
+
 def test_a_name_is_looked_up_as_srv_and_with_a_port_each_of_its_addresses_is_an_endpoint():
     with DNSServer() as dns:
         dns.add_srv(SERVICE, "one.example.test", 7, weight=3)

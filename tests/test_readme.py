@@ -25,17 +25,34 @@ def blocks(text: str) -> list[tuple[int, str]]:
     return [(text[: match.start(1)].count("\n"), textwrap.dedent(match[1])) for match in BLOCK.finditer(text)]
 
 
+# What the documents look up in the DNS of others.
+SERVICES = (
+    "_ping._tcp.example.org",
+    "_redis._tcp.cache.default.svc.cluster.local",
+    "_redis._tcp.service.consul",
+    "redis.service.consul",
+    "_redis._tcp.internal.example.org",
+    "_redis._tcp.example.org",
+)
+
+
 @pytest.fixture
 def setting(tcp_server) -> Iterator[dict[str, str]]:
     """What stands in the documents, and what is run instead."""
     with DNSServer() as dns:
         host, port = tcp_server.address
-        dns.add_srv("_ping._tcp.example.org", "ping.example.org", port)
-        dns.add_address("ping.example.org", host)
-        resolver = f"resolver=DNSResolver(nameservers=[{dns.address}])"
+        for service in SERVICES:
+            dns.add_srv(service, "host.example.org", port)
+        dns.add_address("host.example.org", host)
+        nameservers = f"nameservers=[{dns.address}]"
+        resolver = f"resolver=DNSResolver({nameservers})"
         yield {
             '"test.example.org", 2485': f'"{host}", {port}',
             'Pings("_ping._tcp.example.org", 10': f'Pings("_ping._tcp.example.org", 10, {resolver}',
+            'nameservers=[("127.0.0.1", 8600)]': nameservers,
+            'nameservers=["192.0.2.53", "192.0.2.54"]': nameservers,
+            "DNSResolver(empty_hold=": f"DNSResolver({nameservers}, empty_hold=",
+            "DNSResolver(max_refresh=": f"DNSResolver({nameservers}, max_refresh=",
             "import ClusterPool\n": "import ClusterPool; from geventconnpool.cluster import DNSResolver\n",
         }
 

@@ -68,7 +68,7 @@ class Refresh:
         self.since: float | None = None  # when `state` was entered; None before the first look-up
         self.outcome = ""  # of the last look-up, in words
         self.last_error: BaseException | None = None  # None again after an answer
-        self.ttl: float | None = None  # of the last answer, as it came
+        self.ttl: float | None = None  # of the last answer, its addresses included
         self.records: int | None = None  # in the last answer
         self.generation = 0  # answers so far
         self._bounds = bounds

@@ -98,7 +98,9 @@ class StaticResolver:
         found = self.at_hand()
         if not self._names:
             return found
-        outcome = "; ".join([found.outcome, *map(str, failures[:1] or errors[:1])])
+        is_complete = all(endpoint.addresses for endpoint in found.endpoints)  # that some have no IPv6 is no news
+        reasons = failures[:1] if is_complete else (failures or errors)[:1]
+        outcome = "; ".join([found.outcome, *map(str, reasons)])
         return replace(found, ttl=self._hosts.ttl(self._names), outcome=outcome)
 
     def _completed(self, endpoint: Endpoint) -> Endpoint:
