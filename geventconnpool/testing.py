@@ -38,6 +38,7 @@ Fault = str | Callable[[dns.message.Message], str | None] | None
 
 _EDNS_PAYLOAD = 1232
 _LONGEST_CNAME_CHAIN = 8
+_TRIMMED = 3  # records
 _ROOT = dns.name.root
 
 
@@ -49,7 +50,9 @@ class DNSServer:
 
     ``fault`` says what goes wrong: None; ``"drop"``: no answer; ``"garbage"``: no DNS message; ``"wrong_id"``: an
     answer to another question; ``"truncate"``: truncated and empty, over TCP too, like a set too large for any message;
-    or an error code such as ``"servfail"``, ``"refused"``, ``"formerr"``. A function is given each query, a
+    ``"trim"``: at most three records in a datagram without a word about the others, as Consul does; ``"referral"``:
+    the names of others that may know, ``"lame"``: nothing at all, from a server that does not know either; or an error
+    code such as ``"servfail"``, ``"refused"``, ``"formerr"``. A function is given each query, a
     :class:`dns.message.Message`, and returns one of these. ``delay`` is the time before each answer, in seconds;
     ``queries`` counts what was asked; ``negative_ttl`` is how long a resolver may remember that there is nothing.
     """
@@ -154,6 +157,8 @@ class DNSServer:
         if fault == "garbage":
             return wire[:2] + b"\xff" * 20
         response = self._response(query, fault)
+        if fault == "trim" and not over_tcp:
+            _trim(response)
         payload = query.payload if query.edns >= 0 else 512
         return response.to_wire(max_size=65535 if over_tcp else payload, prefer_truncation=True)
 
@@ -162,7 +167,9 @@ class DNSServer:
         response.flags |= dns.flags.AA
         if fault == "truncate":
             response.flags |= dns.flags.TC
-        elif fault not in (None, "wrong_id"):
+        elif fault in ("referral", "lame"):
+            _refer(response, fault == "referral")
+        elif fault not in (None, "wrong_id", "trim"):
             response.set_rcode(dns.rcode.from_text(fault))
         else:
             self._fill(response)
@@ -218,6 +225,18 @@ class _UDPServer(DatagramServer):
         answer = self._answer(wire)
         if answer is not None:
             self.sendto(answer, client)
+
+
+def _trim(response: dns.message.Message) -> None:
+    for number, rrset in enumerate(response.answer):
+        response.answer[number] = dns.rrset.from_rdata_list(rrset.name, rrset.ttl, list(rrset)[:_TRIMMED])
+    response.additional.clear()
+
+
+def _refer(response: dns.message.Message, to_others: bool) -> None:
+    response.flags &= ~dns.flags.AA
+    if to_others:
+        response.authority.append(dns.rrset.from_text(_ROOT, 1, "IN", "NS", "ns.invalid."))
 
 
 def _rdata(rdtype: str, data: str) -> dns.rdata.Rdata:

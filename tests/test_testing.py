@@ -159,6 +159,34 @@ def test_a_fault_may_be_an_answer_too_large_for_any_message(server, over):
     assert response.answer == []
 
 
+@pytest.mark.parametrize(("over", "records"), [("udp", 3), ("tcp", 5)])
+def test_a_fault_may_be_a_datagram_that_leaves_records_out_without_a_word(server, over, records):
+    for number in range(5):
+        server.add_srv("_a._tcp.b.test", f"a{number}.test", 1, ttl=7)
+        server.add_address(f"a{number}.test", "127.0.0.1")
+    server.fault = "trim"
+
+    response = ask(server, "_a._tcp.b.test", "SRV", over)
+
+    assert len(response.answer[0]) == records
+    assert response.answer[0].ttl == 7
+    assert bool(response.additional) == (over == "tcp")
+    assert not response.flags & dns.flags.TC
+
+
+@pytest.mark.parametrize(("fault", "others"), [("referral", [". ns.invalid."]), ("lame", [])])
+@pytest.mark.parametrize("over", ["udp", "tcp"])
+def test_a_fault_may_be_a_server_that_does_not_know(server, fault, others, over):
+    server.add_address("a.test", "127.0.0.1")
+    server.fault = fault
+
+    response = ask(server, "a.test", "A", over)
+
+    assert (response.rcode(), response.answer) == (dns.rcode.NOERROR, [])
+    assert texts(response.authority) == others
+    assert not response.flags & (dns.flags.AA | dns.flags.RA)
+
+
 def test_a_fault_may_depend_on_the_query(server):
     server.add_address("a.test", "127.0.0.1")
     server.fault = lambda query: "refused" if query.question[0].name.to_text() == "a.test." else None

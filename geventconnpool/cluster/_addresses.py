@@ -1,8 +1,8 @@
 """The addresses of hosts: each for its time to live, and the last ones known where none can be learned. Pure.
 
-IPv4 and IPv6 addresses are two sets with times of their own. A host that has lost both keeps what it had: that DNS
-knows no address of a target which it still names is a mistake far more often than a decision. It is asked about again
-with back-off, as is a set whose question failed.
+IPv4 and IPv6 addresses are two sets with times, and failures, of their own. A host that has lost both keeps what it
+had: that DNS knows no address of a target which it still names is a mistake far more often than a decision. It is asked
+about again with back-off, as is a set whose question failed.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ class _Host:
         self.addresses: dict[str, tuple[str, ...]] = dict.fromkeys(FAMILIES, ())  # by family
         self.due: dict[str, float] = dict.fromkeys(FAMILIES, -inf)
         self.last: tuple[str, ...] = ()  # of both families, when there were any
-        self.failures = 0  # in a row
+        # In a row. By family: one that is never answered must not be asked for whenever the other is due.
+        self.failures = dict.fromkeys(FAMILIES, 0)
 
     def next_due(self) -> float:
         # That there are none of the other family need not be heard anew all the time: it is asked along with this one.
-        return min((at for family, at in self.due.items() if self.addresses[family] or self.failures), default=-inf)
+        wanted = (family for family in FAMILIES if self.addresses[family] or self.failures[family])
+        return min((self.due[family] for family in wanted), default=-inf)
 
 
 class AddressBook:
@@ -71,12 +73,15 @@ class AddressBook:
         there = tuple(address for family in FAMILIES for address in known.addresses[family])
         is_lost = not there
         known.last = there or known.last
-        has_failed = is_lost or any(news.failed for news in told.values())
-        pause = spread(exponential(known.failures, base=1.0, factor=1.6, cap=30.0), 0.8, 1.2, self._rng)
-        known.failures = known.failures + 1 if has_failed else 0
+        jitter = spread(1.0, 0.8, 1.2, self._rng)
         for family, news in told.items():
-            ttl = max(self._min_refresh, min(news.ttl, self._max_refresh))
-            known.due[family] = now + (pause if is_lost or news.failed else ttl)
+            if is_lost or news.failed:
+                pause = exponential(known.failures[family], base=1.0, factor=1.6, cap=30.0) * jitter
+                known.failures[family] += 1
+            else:
+                pause = max(self._min_refresh, min(news.ttl, self._max_refresh))
+                known.failures[family] = 0
+            known.due[family] = now + pause
 
     def keep_only(self, hosts: Collection[str]) -> None:
         """Forget all others."""

@@ -327,6 +327,7 @@ def _run(coroutine: Coroutine[Any, Any, dns.resolver.Answer]) -> dns.resolver.An
 def _resolver_of_this_machine(resolv_conf: str) -> dns.asyncresolver.Resolver:
     resolver = dns.asyncresolver.Resolver(StringIO(resolv_conf))
     resolver.use_search_by_default = True
+    resolver.timeout = max(1, resolver.timeout)  # as glibc understands `timeout:0`
     resolver.nameservers = [Nameserver(str(address), _PORT) for address in resolver.nameservers]
     return resolver
 

@@ -15,6 +15,7 @@ from gevent import socket
 
 from geventconnpool._worker import Slice
 from geventconnpool.cluster._addresses import FAMILIES, AddressBook, Told
+from geventconnpool.cluster._connect import sockaddr
 from geventconnpool.cluster._dns import (
     DEFAULT_LIFETIME,
     DEFAULT_TIMEOUT,
@@ -156,7 +157,7 @@ def _has_route(address: str) -> bool:
     """Tell whether the machine could send to an IPv6 address. Nothing is sent: connecting a datagram socket looks."""
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-            probe.connect((address, 9))
+            probe.connect(sockaddr(address, 9))
     except OSError:
         return False
     return True

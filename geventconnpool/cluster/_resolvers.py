@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 from geventconnpool import _check
 from geventconnpool._worker import Slice
+from geventconnpool.cluster._addresses import FAMILIES
 from geventconnpool.cluster._dns import DEFAULT_LIFETIME, DEFAULT_TIMEOUT, Answer, Client, Question
 from geventconnpool.cluster._endpoints import (
     Endpoint,
@@ -91,16 +92,16 @@ class StaticResolver:
         Raises :class:`ResolutionError` if no question for a host was answered.
         """
         answers = self._hosts.look_up(self._resolver.client, self._names)
-        errors = [answer for answer in answers.values() if isinstance(answer, ResolutionError)]
-        failures = [error for error in errors if not isinstance(error, NoRecords)]
+        found_for = {question.name for question, answer in answers.items() if isinstance(answer, Answer)}
+        failures = [a for a in answers.values() if isinstance(a, ResolutionError) and not isinstance(a, NoRecords)]
         if failures and len(failures) == len(answers):
             raise failures[0]
         found = self.at_hand()
         if not self._names:
             return found
-        is_complete = all(endpoint.addresses for endpoint in found.endpoints)  # that some have no IPv6 is no news
-        reasons = failures[:1] if is_complete else (failures or errors)[:1]
-        outcome = "; ".join([found.outcome, *map(str, reasons)])
+        # That a host has addresses of one family only is no trouble.
+        denials = [a for q, a in answers.items() if isinstance(a, NoRecords) and q.name not in found_for]
+        outcome = "; ".join([found.outcome, *map(str, (failures or denials)[:1])])
         return replace(found, ttl=self._hosts.ttl(self._names), outcome=outcome)
 
     def _completed(self, endpoint: Endpoint) -> Endpoint:
@@ -171,7 +172,7 @@ class DNSResolver:
             return Resolution((Endpoint(name, port, domain=name),), outcome="an address needs no look-up")
         told = known.hosts.look_up(self.client, [name], due_only=False, over_tcp=over_tcp).values()
         denials = [answer for answer in told if isinstance(answer, NoRecords)]
-        if told and len(denials) == len(told):
+        if len(denials) == len(FAMILIES):  # not those that were answered in time: the other may have addresses
             raise NoRecords(str(denials[0]), min(denial.ttl or 0.0 for denial in denials))
         found = [answer for answer in told if isinstance(answer, Answer)]
         addresses = known.hosts.addresses(name)
