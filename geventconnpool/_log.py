@@ -77,7 +77,8 @@ class LogWriter:
         if isinstance(event, events.ConnectionOpened) and is_recovery:
             level, text = logging.INFO, "connects again, in {seconds:.3f} s"
         if isinstance(event, events.DiscoveryChanged) and error is None:
-            level, text = logging.INFO, "discovery is {state}"
+            level = logging.INFO if event.state == "fresh" else logging.WARNING
+            text = "discovery is {state}: {outcome}"
         if log.isEnabledFor(level):
             fields = {name: getattr(event, name) for name in event.__dataclass_fields__}
             fields["error"] = show(error)

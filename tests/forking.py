@@ -54,7 +54,8 @@ import greenlet
 from gevent.monkey import get_original
 
 from geventconnpool import ClusterPool, ConnectionPool, Endpoint, PoolClosed, PoolTimeout, _fork, events
-from geventconnpool.cluster import DNSResolver, Resolution
+from geventconnpool._worker import Slice
+from geventconnpool.cluster import DNSResolver, Resolution, _pool
 
 HOST = "127.0.0.1"
 LIBC = ctypes.PyDLL(None)
@@ -179,17 +180,18 @@ class AskingCluster(Asking, Cluster):
 
 
 class Service:
-    """Knows one endpoint."""
+    """Knows so many endpoints."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 1) -> None:
         self.asked: list[int] = []  # by which process
         self.answers = True
+        self.endpoints = tuple(Endpoint(HOST, PORT + n) for n in range(count))
 
     def resolve(self, service: str | None) -> Resolution:
         self.asked.append(os.getpid())
         while not self.answers:
             gevent.sleep(0.002)
-        return Resolution((Endpoint(HOST, PORT),), ttl=None)
+        return Resolution(self.endpoints, ttl=None)
 
 
 def make(size: int = 2, *, asking: bool = False, **options: Any) -> Any:
@@ -1035,6 +1037,38 @@ def looks_up() -> Any:
     service.answers = True
     pool.wait(timeout=5)
     return [told, service.asked == [parent], works(pool)]
+
+
+def is_between_slices() -> Any:
+    """Fork when three of ten endpoints are there: the child finds all for itself, and its parent goes on."""
+    service = Service(10)
+    goes_on: list[bool] = []
+    rested: list[int] = []  # by which process
+
+    def rest(part: Slice) -> None:
+        rested.append(os.getpid())
+        while len(rested) == 3 and not goes_on:
+            gevent.sleep(0.002)
+
+    before, slice_rest, Slice.rest = _pool.CHANGES_AT_ONCE, Slice.rest, rest  # type: ignore[method-assign, assignment]
+    _pool.CHANGES_AT_ONCE = -1.0  # one change each
+    pool: Any = Cluster(service, 1)
+    until(lambda: len(rested) == 3 and pool.stats().open == 3)
+
+    def job() -> Any:
+        goes_on.append(True)
+        run_hub()
+        seen = [len(pool.pools), len(rested)]
+        used = use(pool)
+        pool.wait(10, timeout=5)
+        return [*seen, used, len(pool.pools), len(service.asked)]
+
+    told = in_child(job)
+    seen = [len(pool.pools), pool.stats().open, len(service.asked)]
+    goes_on.append(True)
+    pool.wait(10, timeout=5)
+    _pool.CHANGES_AT_ONCE, Slice.rest = before, slice_rest  # type: ignore[method-assign]
+    return [told, seen, len(pool.pools), works(pool)]
 
 
 def keeps_an_endpoint_pool() -> Any:

@@ -604,7 +604,7 @@ def test_a_service_without_endpoints_is_unavailable_at_once_also_for_who_waits(k
     waiting = in_line(pool, pool.call, pool.call, *([pool.pools[A].acquire] if known else []))
     names.tell()
     gevent.joinall(waiting, 2)
-    with pytest.raises(PoolUnavailable, match="no endpoints"):
+    with pytest.raises(PoolUnavailable, match="the service has no endpoints: 0 endpoints"):
         pool.call(None)
 
     assert {type(greenlet.value) for greenlet in waiting} == {PoolUnavailable}

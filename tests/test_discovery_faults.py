@@ -928,6 +928,7 @@ def test_hosts_of_a_list_are_there_at_once_and_get_their_addresses_in_place(serv
 
         gate.set()
         pool.becomes("fresh", generation=2)
+        wait_until(lambda: pool.heard_of(events.EndpointUpdated))
         (after,) = (endpoint for endpoint in pool.pools if endpoint.name == "a.test")
         assert after.address == ("127.0.0.5", 1)
         assert pool.pools[after] is inner

@@ -38,7 +38,7 @@ KNOWN_TO_PYTHON = [
 ]
 OF_LONE_POOLS = ["forks_often", "takes_its_time"]
 OF_CLUSTERS = ["keeps_an_endpoint_pool", "takes_an_endpoint_pool"]
-OF_LOOK_UPS = ["looks_up", "asks_dns", "is_busy"]
+OF_LOOK_UPS = ["looks_up", "is_between_slices", "asks_dns", "is_busy"]
 
 
 def scenes_of(how: str, kind: str) -> list[str]:
@@ -360,6 +360,15 @@ def test_a_look_up_of_the_parent_ends_in_the_parent_and_a_child_makes_its_own(to
 
     assert child == [1, [True, "PING"], 2, 1]
     assert is_asked_once is True
+    assert parent == ["PING"]
+
+
+@scene("is_between_slices")
+def test_changes_that_the_parent_is_making_are_finished_by_the_parent_and_a_child_makes_its_own(told):
+    child, seen, finally_, parent = told
+
+    assert child == [0, 3, [True, "PING"], 10, 2]
+    assert (seen, finally_) == ([3, 3, 1], 10)
     assert parent == ["PING"]
 
 

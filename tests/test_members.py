@@ -1612,6 +1612,10 @@ answers = st.lists(endpoints, unique_by=lambda endpoint: endpoint.name, max_size
 avoided = st.sets(st.sampled_from(ENDPOINTS), max_size=5)
 
 
+def fields_of(endpoint):
+    return tuple(getattr(endpoint, name) for name in Endpoint.__slots__)
+
+
 class Watchful:
     """Any balancer will do, if it is asked about the right ones."""
 
@@ -1661,6 +1665,8 @@ class Life(RuleBasedStateMachine):
         self.shell = self.cluster.shell
         self.queue = self.cluster.queue
         self.wanted = []
+        self.told = [[]]  # what was heard last, and what is being changed into since
+        self.changing = None
         self.waiting = []
         self.held = []
         self.handed = {}  # when a waiter got it
@@ -1712,10 +1718,38 @@ class Life(RuleBasedStateMachine):
         return items[number % len(items)]
 
     def hear(self, answer):
-        self.wanted = answer
+        self.start_to_hear(answer)
         self.members.update(answer, self.shell.now)
+        self.has_heard()
         self.act()
+
+    def start_to_hear(self, answer):
+        self.wanted = answer
+        self.told.append(answer)
+        self.changing = self.members.changes(answer)
+
+    def has_heard(self):
+        self.told = [self.wanted]
+        self.changing = None
         self.was_available = False  # an answer may take the last one away
+
+    @rule(answer=answers, count=st.integers(1, 4))
+    def learn_in_slices(self, answer, count):
+        """Begin to change; what was under way already has been killed."""
+        self.start_to_hear(answer)
+        self.go_on(count)
+
+    @rule(count=st.integers(1, 4))
+    @precondition(lambda self: self.changing is not None)
+    def go_on(self, count):
+        left = iter(range(count - 1, -1, -1))
+        was_empty = self.members.is_empty
+        if self.members.change(self.changing, self.shell.now, lambda: not next(left)):
+            self.has_heard()
+        else:
+            assert was_empty or not self.members.is_empty
+        self.was_available = False
+        self.act()
 
     @rule(answer=answers)
     def learn(self, answer):
@@ -1791,6 +1825,7 @@ class Life(RuleBasedStateMachine):
         if by_the_collector:
             self.shell.orders.due.append(partial(self.shell.end, slot, verdict))
             self.members.update(self.wanted, self.shell.now)
+            self.has_heard()
             if self.shell.orders.due:
                 self.shell.orders.due.clear()
                 self.shell.end(slot, verdict)
@@ -1918,9 +1953,13 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def members_are_what_was_last_heard_and_what_drains(self):
         by_state = {state: [m for m in self.members if m.state == state] for state in ("active", "ejected", "draining")}
-        named = {m.endpoint: m.endpoint for m in by_state["active"] + by_state["ejected"]}
-        assert named == {endpoint: endpoint for endpoint in self.wanted}
-        assert all(named[e].weight == e.weight and named[e].priority == e.priority for e in self.wanted)
+        named = {fields_of(m.endpoint) for m in by_state["active"] + by_state["ejected"]}
+        if self.changing is None:
+            assert named == set(map(fields_of, self.wanted))
+        else:  # what all answers name alike is there, and nothing that none of them named
+            answers = [set(map(fields_of, answer)) for answer in self.told]
+            assert set.intersection(*answers) <= named <= set.union(*answers)
+        assert self.members.is_empty == (not named) or self.changing is not None
         assert sum(map(len, by_state.values())) == len(self.members)
         assert all(m.pool.mode is RUNNING for m in by_state["active"])
         assert all(m.pool.mode is SUSPENDED for m in by_state["ejected"] + by_state["draining"])
@@ -2000,6 +2039,8 @@ class Life(RuleBasedStateMachine):
     def teardown(self):
         if not hasattr(self, "members"):
             return
+        while self.changing is not None:
+            self.go_on(1)
         for _ in range(20):
             while self.held:
                 self.shell.end(self.held.pop())

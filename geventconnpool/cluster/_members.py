@@ -186,6 +186,7 @@ class Members:
         self.is_partial = False  # more of them will
         self._grows = False  # whether pools open more than they keep
         self.is_empty = False  # an answer named no endpoint (those that drain are the past)
+        self.reason = ""  # for that, in words
         self._balancer = balancer
         self._open_pool = open_pool
         self._closed_pool = closed_pool
@@ -325,10 +326,10 @@ class Members:
             member = self._members.get(key)
             if member is None:
                 yield partial(self._add, endpoint)
-                continue
-            yield partial(self._replace, member, endpoint) if is_changed(member.endpoint, endpoint) else None
-            if member.state is DRAINING:
-                yield partial(self._return_from_drain, member)
+            elif member.state is DRAINING or is_changed(member.endpoint, endpoint):
+                yield partial(self._renew, member, endpoint)
+            else:
+                yield None
         for key, member in list(self._members.items()):
             yield partial(self._drain, member) if key not in wanted else None
 
@@ -348,12 +349,17 @@ class Members:
         is_empty = not any(member.state is not DRAINING for member in self._members.values())
         self.is_empty = is_empty and (self.is_empty or not self.is_partial)
         if self.is_empty:
-            self.queue.refuse(lambda: PoolUnavailable(f"{self.name}: the service has no endpoints"))
+            self.queue.refuse(self.unavailable)
         if not self._eligible:
             self._probe_all(now)
         self.set_alarm()
         self.queue.judge(now)
         return not self.is_partial
+
+    def unavailable(self) -> PoolUnavailable:
+        """Return the error for who wants a connection while there is no endpoint."""
+        reason = f": {self.reason}" if self.reason else ""
+        return PoolUnavailable(f"{self.name}: the service has no endpoints{reason}")
 
     def _add(self, endpoint: Endpoint, now: float) -> None:
         pool = self._open_pool(endpoint)
@@ -363,6 +369,13 @@ class Members:
         self._members[_key(endpoint)] = member
         self.queue.news.append(events.EndpointAdded(self.name, endpoint))
         pool.plan(now)
+
+    def _renew(self, member: Member, endpoint: Endpoint, now: float) -> None:
+        # In one go: a member that drains may be gone when somebody else has run.
+        if is_changed(member.endpoint, endpoint):
+            self._replace(member, endpoint, now)
+        if member.state is DRAINING:
+            self._return_from_drain(member, now)
 
     def _replace(self, member: Member, endpoint: Endpoint, now: float) -> None:
         previous, member.endpoint = member.endpoint, endpoint

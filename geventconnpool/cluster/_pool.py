@@ -17,6 +17,8 @@ from time import monotonic
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
+from gevent import getcurrent
+
 from geventconnpool import _check, events
 from geventconnpool._check import show
 from geventconnpool._engine import Engine, forget_locals
@@ -31,7 +33,7 @@ from geventconnpool.cluster._members import Change, ClusterQueue, Member, Member
 from geventconnpool.cluster._outliers import OutlierDetection
 from geventconnpool.cluster._refresh import Refresh
 from geventconnpool.cluster._resolvers import DNSResolver, Resolver, StaticResolver, bounds_of
-from geventconnpool.errors import PoolClosed, PoolError, PoolUnavailable
+from geventconnpool.errors import PoolClosed, PoolError
 from geventconnpool.pool import DEFAULT_EXC_CLASSES, Borrowing, ConnectionPool, Options
 
 C = TypeVar("C")
@@ -46,8 +48,9 @@ LOOKUP_TIMEOUT = 60.0  # seconds for a resolver of the user's; ours has a bound 
 class Discovery:
     """Asks the resolver when it is time to, and hands what is believed of its answers to the members.
 
-    At most one greenlet at a time does so: it looks up, then changes the members in slices. What happens between its
-    switches, be it a stop, a fork or the end of the pool, finds the members whole, if not complete.
+    One greenlet at a time does so: it looks up, then changes the members in slices. Only a stale set that is to be
+    given up while it looks up is given up by another. What happens between its switches, be it a stop, a fork or the
+    end of the pool, finds the members whole, if not complete; if somebody kills it, the next alarm goes on.
     """
 
     def __init__(self, engine: Engine, resolver: Resolver, service: str | None, name: str, rng: Random) -> None:
@@ -60,7 +63,8 @@ class Discovery:
         self._refresh = Refresh(bounds_of(resolver), rng)
         self._told: tuple[str, bool] = (self._refresh.state, False)
         self._applied: tuple[Endpoint, ...] | None = None
-        self._greenlet: Any = None
+        self._greenlet: Any = None  # that looks up
+        self._applier: Any = None  # the greenlet that changes the members
         self._is_stopped = False
 
     def start(self, members: Members) -> None:
@@ -86,38 +90,51 @@ class Discovery:
         self._set_alarm()
 
     def tick(self, now: float) -> None:
+        if self._is_stopped:
+            return
         refresh = self._refresh
-        if self._greenlet is None and not self._is_stopped:
-            if refresh.due <= now:
-                refresh.started(now)
-                self._greenlet = self._engine.spawn(self._look_up, self._fail)
-            elif refresh.gives_up_at <= now:
-                refresh.tick(now)
-                self._greenlet = self._engine.spawn(self._apply, self._end)
+        refresh.tick(now)
+        if self._greenlet is None and refresh.due <= now:
+            refresh.started(now)
+            self._greenlet = self._engine.spawn(self._look_up, self._fail)
+        elif self._is_behind:
+            self._applier = self._engine.spawn(self._apply, self._applier_ended)
         self._set_alarm()
 
+    @property
+    def _is_behind(self) -> bool:
+        """Whether the members are not what is believed, and nobody is about to change that."""
+        wanted = self._refresh.endpoints
+        return wanted is not None and wanted is not self._applied and self._applier is None
+
     def _set_alarm(self) -> None:
-        if self._greenlet is None and not self._is_stopped:
-            self._engine.queue.ring_at(self._refresh.alarm, self)
+        if self._is_stopped:
+            return
+        alarm = self._refresh.gives_up_at if self._greenlet is not None else self._refresh.alarm
+        self._engine.queue.ring_at(-inf if self._is_behind else alarm, self)
 
     def _look_up(self) -> None:
         try:
-            resolution = self._ask("resolve", self._resolver.resolve)
-            confirm = getattr(self._resolver, "confirm", None)
-            if confirm is not None and self._refresh.is_doubtful(resolution):
-                resolution = self._ask("confirm", confirm)
+            resolution = self._ask("resolve")
+            if self._refresh.is_doubtful(resolution) and callable(getattr(self._resolver, "confirm", None)):
+                resolution = self._ask("confirm")
         except BaseException as error:
             forget_locals(error)
             self._note_failure(error)
             self._engine.pass_on_system_error(error)
         else:
             self._refresh.answered(resolution, monotonic())
-        self._apply()
+        try:
+            if self._applier is None:
+                self._apply()
+        finally:
+            self._end()
 
-    def _ask(self, name: str, method: Callable[[str | None], Resolution]) -> Resolution:
-        resolution = self._engine.bounded(LOOKUP_TIMEOUT, name, None, method, self._service)
+    def _ask(self, method: str) -> Resolution:
+        resolve = getattr(self._resolver, method)
+        resolution = self._engine.bounded(LOOKUP_TIMEOUT, method, None, resolve, self._service)
         if not isinstance(resolution, Resolution):
-            raise TypeError(f"{name} must return a Resolution, not {show(resolution)}")
+            raise TypeError(f"{method} must return a Resolution, not {show(resolution)}")
         return resolution
 
     def _note_failure(self, error: BaseException) -> None:
@@ -128,15 +145,28 @@ class Discovery:
 
     def _apply(self) -> None:
         """Have the members become what is believed, in slices."""
-        wanted = self._refresh.endpoints
+        self._applier = getcurrent()
         try:
-            if wanted is not None and wanted is not self._applied:
-                changes, part = self.members.changes(wanted), Slice(CHANGES_AT_ONCE)
-                while not self._change(changes, part):
-                    part.rest()
-                self._applied = wanted
+            while (wanted := self._refresh.endpoints) is not None and wanted is not self._applied:
+                self._applied = None  # who is killed on the way leaves the members as nobody said they were
+                self.members.reason = self._refresh.outcome
+                if self._become(wanted):
+                    self._applied = wanted
         finally:
-            self._end()
+            self._applier_ended()
+
+    def _applier_ended(self, _error: BaseException | None = None) -> None:
+        self._applier = None
+        self._report()
+
+    def _become(self, wanted: tuple[Endpoint, ...]) -> bool:
+        """Change the members to those ``wanted``, unless others are wanted before that is done."""
+        changes, part = self.members.changes(wanted), Slice(CHANGES_AT_ONCE)
+        while not self._change(changes, part):
+            part.rest()
+            if wanted is not self._refresh.endpoints:
+                return False
+        return True
 
     def _change(self, changes: Iterator[Change | None], part: Slice) -> bool:
         pool = self._engine.hooks()  # held: it must not be collected in the middle
@@ -152,8 +182,11 @@ class Discovery:
         self._refresh.failed(error, monotonic())
         self._end()
 
-    def _end(self, _error: BaseException | None = None) -> None:
+    def _end(self) -> None:
         self._greenlet = None
+        self._report()
+
+    def _report(self) -> None:
         pool = self._engine.hooks()  # held, see _change
         if pool is not None:
             self._tell()
@@ -269,7 +302,7 @@ class ClusterLender(Lender):
 
     def refusal(self) -> PoolError | None:
         if self.members.is_empty and not self.closed:
-            return PoolUnavailable(f"{self.name}: the service has no endpoints")
+            return self.members.unavailable()
         return super().refusal()
 
     @property

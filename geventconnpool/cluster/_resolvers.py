@@ -48,12 +48,16 @@ class Resolver(Protocol):
 def bounds_of(resolver: Resolver) -> Bounds:
     """Return how patient one is with ``resolver``. Raises ValueError or TypeError, naming attribute and value."""
     usual = DEFAULT_BOUNDS
-    most = _check.seconds("the resolver's max_refresh", getattr(resolver, "max_refresh", usual.max_refresh))
+    most = getattr(resolver, "max_refresh", usual.max_refresh)
+    _check.seconds("the resolver's max_refresh", most, positive=True)
     least = getattr(resolver, "min_refresh", min(usual.min_refresh, most))
+    _check.seconds("the resolver's min_refresh", least, positive=True)
+    if most < least and hasattr(resolver, "max_refresh"):
+        raise ValueError(f"the resolver's max_refresh must be at least its min_refresh ({least!r}), not {most!r}")
     hold, stale = getattr(resolver, "empty_hold", usual.empty_hold), getattr(resolver, "max_stale", usual.max_stale)
     return Bounds(
-        min_refresh=_check.seconds("the resolver's min_refresh", least),
-        max_refresh=most,
+        min_refresh=least,
+        max_refresh=max(least, most),
         empty_hold=_check.seconds_or_none("the resolver's empty_hold", hold),
         max_stale=_check.seconds_or_none("the resolver's max_stale", stale),
     )
