@@ -1091,12 +1091,13 @@ def test_what_comes_back_rests_for_max_idle_from_then_on():
     assert (before, shell.closing) == ([], [other])
 
 
-def test_what_has_rested_for_long_enough_when_its_keepalive_ends_is_closed_then():
-    pool, shell = grown(2, min_size=1, max_idle=60.0, keepalive=59.0)
-    other = pool.take(0.0)
-    shell.run_to(30.0)
+@pytest.mark.parametrize("start", [0.0, 1000.0])
+def test_what_has_rested_for_long_enough_when_its_keepalive_ends_is_closed_then(start):
+    pool, shell = grown(2, min_size=1, max_idle=60.0, keepalive=59.0, now=start)
+    other = pool.take(start)
+    shell.run_to(start + 30.0)
     shell.end(other)
-    shell.run_to(61.0)
+    shell.run_to(start + 61.0)
     (slot,) = shell.checking
     shell.answer(slot)
 
@@ -1790,6 +1791,461 @@ def test_any_number_of_leases_may_be_ended_by_the_collector_at_once():
     pool.plan(2.0)
 
     assert states(pool) == {"idle": 2000}
+
+
+class Struck(Queue):
+    """A queue in which the collector also strikes when somebody joins, and when it is asked who may use what."""
+
+    def judge(self, now):
+        self.todo.strike()
+        super().judge(now)
+
+    def may_use(self, waiter, pool):
+        self.todo.strike()
+        return super().may_use(waiter, pool)
+
+
+class StruckGate(Gate):
+    """A gate at which the collector strikes once."""
+
+    end = None
+
+    def enter(self, pool):
+        end, self.end = self.end, None
+        if end is not None:
+            end()
+        return super().enter(pool)
+
+
+def test_a_lease_that_the_collector_ends_while_a_new_connection_is_handed_over_serves_the_next_waiter():
+    pool, shell = filled(2, queue=Struck())
+    shell.end(pool.take(0.0), ERROR)
+    shell.close(shell.closing[0])
+    other = pool.take(0.0)
+    first, second = wait_for(pool, shell, 2)
+    (slot,) = shell.opening
+    shell.orders.due.append(lambda: shell.end(other))
+    shell.open(slot)
+
+    assert (first.slot, second.slot) == (slot, other)
+    assert_conserved(pool)
+
+
+def test_a_lease_that_the_collector_ends_while_another_is_passed_on_serves_the_next_waiter():
+    pool, shell = filled(2, queue=Struck())
+    one, other = borrowed(pool, 2)
+    first, second = wait_for(pool, shell, 2)
+    shell.orders.due.append(lambda: shell.end(other))
+    pool.pass_on(one, 1.0)
+
+    assert (first.slot, second.slot) == (one, other)
+    assert_conserved(pool)
+
+
+def test_a_lease_that_the_collector_ends_while_somebody_asks_leaves_him_with_one_connection():
+    pool, shell = filled(2, queue=Struck())
+    other = pool.take(0.0)
+    (slot,) = pool.idle
+    shell.orders.due.append(lambda: shell.end(other))
+    waiter = ask(pool, shell)
+
+    assert (waiter.slot, list(pool.idle)) == (slot, [other])
+    assert_conserved(pool)
+
+
+def test_a_lease_that_the_collector_ends_while_one_is_opened_for_a_waiter_opens_none_too_many():
+    gate = StruckGate(4)
+    pool, shell = grown(2, min_size=0, to=1, gate=gate)
+    other = pool.take(0.0)
+    pool.warming.append(2)
+    gate.end = lambda: shell.end(other, ERROR)
+    pool.open_one(0.0)
+    shell.act()
+
+    assert states(pool) == {"closing": 1, "connecting": 1}
+
+
+def test_a_lease_that_the_collector_ends_during_a_reset_is_replaced_after_it():
+    pool, shell = filled(3, min_size=2)
+    one, other = borrowed(pool, 2)
+    shell.end(one, ERROR)
+    shell.close(shell.closing[0])
+    shell.orders.due.append(lambda: shell.end(other, ERROR))
+    reset(pool, shell)
+
+    assert (len(shell.cancelled), pool.discarded["error"]) == (1, 2)
+    assert_conserved(pool)
+
+
+def test_a_lease_that_the_collector_ends_while_a_pool_is_made_smaller_is_one_too_many():
+    pool, shell = filled(3)
+    _, other = borrowed(pool, 2)
+    shell.orders.due.append(lambda: shell.end(other))
+    resize(pool, shell, 1)
+
+    assert states(pool) == {"in use": 1, "closing": 2}
+
+
+# -- what tells neighbours apart ---------------------------------------------------------------------------------------
+
+
+class Told:
+    """Keeps what a pool tells its observer."""
+
+    def __init__(self, pool):
+        self.told = []
+        pool.observer = self
+
+    def __getattr__(self, name):
+        return lambda *_: self.told.append(name)
+
+
+def test_the_time_that_a_connect_took_is_counted_from_its_start():
+    pool, shell = filled(1, now=100.0)
+    shell.end(pool.take(100.0), ERROR)
+    shell.close(shell.closing[0])
+    shell.now = 103.0
+    shell.open(shell.opening[0])
+
+    assert shell.news[-1] == events.ConnectionOpened("pool", None, 3.0)
+
+
+def test_a_keepalive_that_succeeds_after_one_that_failed_is_news_once():
+    _pool, shell = filled(3, keepalive=10.0)
+    shell.run_to(10.0)
+    shell.hang_up(shell.checking[0])
+    shell.news.clear()
+    shell.settle_down()
+    shell.run_to(30.0)
+    shell.settle_down()
+
+    assert [event for event in shell.news if "Keepalive" in type(event).__name__] == [
+        events.KeepaliveRecovered("pool", None)
+    ]
+
+
+def test_after_a_reset_the_delays_between_attempts_begin_anew():
+    pool, shell = started(1)
+    fail_in_a_row(pool, shell, 10)
+    shell.refuse(shell.opening[0])
+    reset(pool, shell)
+
+    assert fail_in_a_row(pool, shell, 3) == [0.1, 0.2, 0.4]
+
+
+def test_no_more_than_max_connecting_are_opened_at_a_time_where_the_gate_allows_more():
+    pool = make(10, max_connecting=2, gate=Gate(10))
+    pool.plan(0.0)
+
+    assert states(pool) == {"connecting": 2}
+
+
+def test_one_is_opened_for_somebody_who_waits_unless_there_is_no_getting_through():
+    gate = Gate(1)
+    pool = make(3, min_size=0, gate=gate)
+
+    assert pool.open_one(0.0) is True
+    assert pool.open_one(0.0) is False
+    assert states(pool) == {"connecting": 1}
+
+
+@pytest.mark.parametrize("mark", [DRAINED, EJECTED])
+def test_a_suspended_pool_opens_none_for_anybody_who_waits(mark):
+    pool, shell = filled(2, min_size=0)
+    pool.suspend(mark)
+    shell.act()
+
+    assert (pool.may_grow(0.0), pool.open_one(0.0)) == (False, False)
+
+
+@pytest.mark.parametrize("mark", [DRAINED, EJECTED])
+def test_a_suspended_pool_asks_for_no_alarm(mark):
+    pool, shell = started(2, max_connecting=1, keepalive=10.0)
+    shell.refuse(shell.opening[0])
+    shell.alarms.clear()
+    pool.alarm = inf
+    pool.suspend(mark)
+    pool.plan(shell.now)
+    pool.await_retry()
+    shell.act()
+
+    assert shell.next_due == inf
+
+
+def test_the_next_attempt_is_awaited_by_a_pool_that_failed_and_has_room():
+    pool, shell = started(2, min_size=0, max_connecting=1)
+    pool.await_retry()
+    assert deeds(pool) == []
+    pool.open_one(0.0)
+    shell.act()
+    pool.await_retry()
+    assert deeds(pool) == []
+    shell.refuse(shell.opening[0])
+    assert pool.alarm == inf
+    pool.await_retry()
+
+    assert (deeds(pool), pool.alarm) == (["alarm"], 0.1)
+
+
+@pytest.mark.parametrize(("mark", "told"), [(DRAINED, ["call_ended"]), (EJECTED, [])])
+def test_what_was_lent_before_an_ejection_tells_nothing_and_before_a_drain_it_does(mark, told):
+    pool, shell = filled(1)
+    slot = pool.take(0.0)
+    observer = Told(pool)
+    pool.suspend(mark)
+    shell.end(slot, ERROR)
+
+    assert observer.told == told
+
+
+def test_only_a_suspended_pool_tells_that_it_is_empty():
+    pool, shell = filled(1)
+    observer = Told(pool)
+    shell.end(pool.take(0.0), ERROR)
+    pool.size = 0  # nothing comes after it
+    shell.settle_down()
+    assert observer.told == ["call_ended"]
+    pool.suspend(DRAINED)
+
+    assert observer.told == ["call_ended", "emptied"]
+
+
+def test_a_connection_to_what_has_become_an_address_stays():
+    pool, shell = started(1)
+    shell.open(shell.opening[0], "10.0.0.2")
+    pool.endpoint = "updated"
+    pool.moved(["10.0.0.1"], ["10.0.0.1", "10.0.0.2"])
+
+    assert states(pool) == {"idle": 1}
+
+
+def test_a_pool_that_is_made_larger_cancels_and_marks_nothing():
+    pool, shell = filled(2)
+    slot = pool.take(0.0)
+    resize(pool, shell, 5)
+    resize(pool, shell, 6)
+
+    assert (shell.cancelled, slot.doomed) == ([], None)
+    assert states(pool) == {"in use": 1, "idle": 1, "connecting": 4}
+
+
+def test_a_pool_that_is_made_smaller_spares_what_is_under_keepalive_while_there_are_idle_ones():
+    pool, shell = filled(3, keepalive=10.0)
+    shell.run_to(10.0)
+    (slot,) = shell.checking
+    resize(pool, shell, 2)
+
+    assert (slot.doomed, states(pool)) == (None, {"checking": 1, "idle": 1, "closing": 1})
+
+
+def test_what_was_to_go_after_its_keepalive_may_stay_if_there_is_room_again():
+    pool, shell = filled(2, keepalive=10.0)
+    other = pool.take(0.0)
+    shell.run_to(10.0)
+    (slot,) = shell.checking
+    resize(pool, shell, 1)
+    assert slot.doomed == "resized"
+    resize(pool, shell, 2)
+    shell.answer(slot)
+
+    assert (slot.state, other.state) == (IDLE, IN_USE)
+
+
+def test_a_connect_that_could_not_be_cancelled_is_closed_when_more_than_it_are_too_many():
+    pool, shell = filled(2)
+    borrowed(pool, 2)
+    resize(pool, shell, 3)
+    (slot,) = shell.opening
+    resize(pool, shell, 1)
+    shell.open(slot)
+
+    assert states(pool) == {"in use": 2, "closing": 1}
+
+
+# -- when it is looked for what is too old, or not used ----------------------------------------------------------------
+
+
+def test_what_a_pool_grew_by_later_is_closed_when_it_was_not_used_for_max_idle():
+    pool, shell = grown(3, min_size=1, max_idle=60.0, now=1000.0)
+    shell.run_to(1059.9)
+    before = states(pool)
+    shell.run_to(1060.0)
+
+    assert (before, states(pool)) == ({"idle": 3}, {"idle": 1, "closing": 2})
+
+
+def test_what_was_in_use_at_every_look_rests_for_max_idle_from_its_return_on():
+    pool, shell = grown(3, min_size=1, max_idle=60.0)
+    slots = borrowed(pool, 3)
+    shell.run_to(130.0)
+    for slot in slots:
+        shell.end(slot)
+    shell.run_to(189.9)
+    before = states(pool)
+    shell.run_to(190.0)
+
+    assert (before, states(pool)) == ({"idle": 3}, {"idle": 1, "closing": 2})
+
+
+def test_what_is_needed_for_min_size_stays_however_long_it_rests():
+    pool, shell = grown(3, min_size=2, max_idle=60.0)
+    one, two, _ = borrowed(pool, 3)
+    shell.end(one, ERROR)
+    shell.end(two, ERROR)
+    for slot in list(shell.closing):
+        shell.close(slot)
+    shell.end(next(slot for slot in pool.slots if slot.state is IN_USE))
+    while shell.now < 200.0:
+        for slot in list(shell.opening):
+            shell.refuse(slot)
+        shell.run_to(shell.now + 10.0)
+
+    assert states(pool)["idle"] == 1
+    assert pool.discarded["idle"] == 0
+
+
+def test_who_is_late_for_an_alarm_finds_all_the_same_what_has_grown_old_in_use():
+    pool, _shell = filled(1, max_lifetime=100.0)
+    slot = pool.take(0.0)
+    pool.plan(100.5)
+
+    assert slot.doomed == "lifetime"
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_one_that_comes_back_too_old_goes_if_no_other_is_missing(size):
+    pool, shell = filled(size, max_lifetime=100.0, max_connecting=1)
+    for other in list(pool.idle)[1:]:
+        other.expires = inf
+    slot = pool.take(0.0)
+    shell.run_to(100.0)
+    shell.end(slot)
+
+    assert slot.state is CLOSING
+
+
+@pytest.mark.parametrize(("max_connecting", "failed", "closing"), [(2, 2, 1), (4, 3, 3)])
+def test_what_closes_and_what_connects_counts_for_how_many_are_replaced_at_once(max_connecting, failed, closing):
+    pool, shell = grown(6, min_size=1, max_lifetime=100.0, max_connecting=max_connecting)
+    shell.run_to(99.0)
+    for slot in borrowed(pool, failed):
+        shell.end(slot, ERROR)
+    shell.close(shell.closing[0])
+    pool.open_one(99.0)
+    shell.act()
+    assert states(pool) == {"idle": 6 - failed, "closing": failed - 1, "connecting": 1}
+    shell.run_to(100.0)
+
+    assert states(pool)["closing"] == closing
+
+
+def test_nothing_goes_for_its_age_while_more_than_max_connecting_are_missing():
+    pool, shell = filled(5, max_lifetime=100.0, max_connecting=2)
+    shell.run_to(99.0)
+    for slot in borrowed(pool, 3):
+        shell.end(slot, ERROR)
+    shell.run_to(100.0)
+
+    assert states(pool) == {"idle": 2, "closing": 3}
+
+
+def failing(size, *, min_size, opened):
+    """Return a pool of ``opened`` connections that live for 100 s and a connect that failed; and its shell."""
+    pool, shell = grown(size, min_size=min_size, to=opened, max_lifetime=100.0)
+    held = borrowed(pool, opened)
+    (waiter,) = wait_for(pool, shell)
+    shell.refuse(shell.opening[0])
+    pool.queue.withdraw(waiter)
+    for slot in held:
+        shell.end(slot)
+    shell.run_to(99.0)
+    assert (pool.failures, states(pool)) == (1, {"idle": opened})
+    return pool, shell
+
+
+@pytest.mark.parametrize("now", [100.0, 100.5])
+def test_where_connects_fail_one_is_had_in_advance_of_the_end_of_an_old_one(now):
+    pool, shell = failing(3, min_size=1, opened=1)
+    (old,) = pool.idle
+    shell.now = now  # the alarm may be late
+    pool.plan(now)
+    shell.act()
+    assert states(pool) == {"idle": 1, "connecting": 1}
+    shell.open(shell.opening[0])
+
+    assert old.state is CLOSING
+
+
+def test_where_connects_fail_none_is_had_in_advance_of_what_is_not_old_yet():
+    pool, shell = failing(3, min_size=1, opened=1)
+    pool.resize(4, 1, 99.0)
+    shell.act()
+
+    assert states(pool) == {"idle": 1}
+
+
+def test_where_connects_fail_what_is_above_min_size_goes_for_its_age():
+    pool, shell = failing(4, min_size=1, opened=2)
+    shell.run_to(100.0)
+
+    assert states(pool)["closing"] == 1
+
+
+def test_where_connects_fail_an_old_one_goes_if_there_is_no_room_for_another_in_advance():
+    pool, shell = failing(2, min_size=1, opened=1)
+    resize(pool, shell, 1)
+    shell.run_to(100.0)
+
+    assert states(pool) == {"closing": 1}
+
+
+def test_what_comes_back_after_an_alarm_is_kept_alive_in_time():
+    pool, shell = filled(1, keepalive=10.0, dice=0.0)
+    slot = pool.take(0.0)
+    shell.run_to(9.0)
+    assert pool.alarm == 18.0
+    shell.end(slot)
+    shell.run_to(18.0)
+
+    assert shell.checking == [slot]
+
+
+# -- last in, first out ------------------------------------------------------------------------------------------------
+
+
+def test_last_in_first_out_what_comes_back_with_an_error_of_the_application_is_lent_next():
+    pool, shell = filled(3, lifo=True, keepalive=10.0)
+    shell.run_to(5.0)
+    slot = pool.take(5.0)
+    shell.end(slot, KEPT)
+
+    assert pool.take(5.0) is slot
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_last_in_first_out_no_connection_is_kept_alive_before_one_with_an_older_sign_of_life(seed):
+    rng = Random(seed)
+    pool, shell = filled(12, lifo=rng.choice([True, None]), min_size=11, keepalive=10.0)
+    held = []
+    for _ in range(150):
+        step = rng.choice(["borrow", "return", "return", "answer", "wait", "wait", "resize", "fail"])
+        if step == "borrow" and pool.idle:
+            held.append(pool.take(shell.now))
+        elif step == "return" and held:
+            shell.end(held.pop(rng.randrange(len(held))), rng.choice([None, KEPT]))
+        elif step == "answer" and shell.checking:
+            shell.answer(rng.choice(shell.checking))
+        elif step == "fail" and held:
+            shell.end(held.pop(), ERROR)
+            shell.settle_down()
+        elif step == "resize":
+            resize(pool, shell, rng.randint(10, 14), rng.randint(9, 10))
+        elif step == "wait":
+            resting = {*pool.idle}
+            checking = {*shell.checking}
+            shell.run_to(min(shell.now + rng.uniform(0.0, 3.0), shell.next_due))
+            started = {*shell.checking} - checking
+            assert all(one.alive_at <= other.alive_at for one in started for other in resting - started)
 
 
 # -- the gate ----------------------------------------------------------------------------------------------------------

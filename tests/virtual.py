@@ -71,10 +71,13 @@ class Orders(deque[tuple[str, Any]]):
         self.due: list[Callable[[], None]] = []
 
     def append(self, item: tuple[str, Any]) -> None:
+        self.strike()
+        super().append(item)
+
+    def strike(self) -> None:
         ends, self.due = self.due, []
         for end in ends:
             end()
-        super().append(item)
 
 
 class Shell:
