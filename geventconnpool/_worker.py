@@ -8,14 +8,16 @@ is no way out, since what a user's ``finally`` does is just as bad. So they stay
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from gevent import Greenlet, get_hub, getcurrent, sleep
 
 from geventconnpool import _fork
 from geventconnpool._fork import stamp
+
+T = TypeVar("T")
 
 _hushing: list[Any] = []
 
@@ -61,6 +63,12 @@ class Slice:
         """Rest if it is over."""
         if self.is_over():
             self.rest()
+
+    def through(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield all ``items``, with a rest before each that comes when it is over."""
+        for item in items:
+            self.breathe()
+            yield item
 
 
 def _adopt_current() -> None:

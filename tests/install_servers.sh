@@ -10,6 +10,7 @@ POLICY=/usr/sbin/policy-rc.d
 missing_packages() {
     command -v named >/dev/null || echo bind9
     command -v nsupdate >/dev/null || echo bind9-dnsutils
+    command -v unbound >/dev/null || echo unbound
     command -v redis-server >/dev/null || echo redis-server
 }
 
@@ -41,7 +42,7 @@ allow_starts() {
 # Where a file of the machine's own let them start. None of these ran before: they were not there.
 stop_installed() {
     for package in $1; do
-        case $package in bind9) service=named ;; redis-server) service=redis-server ;; *) continue ;; esac
+        case $package in bind9) service=named ;; unbound | redis-server) service=$package ;; *) continue ;; esac
         ! command -v systemctl >/dev/null || as_root systemctl --quiet disable "$service" >/dev/null 2>&1
         ! as_root service "$service" status >/dev/null 2>&1 || as_root service "$service" stop >/dev/null 2>&1
     done

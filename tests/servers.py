@@ -1,4 +1,4 @@
-"""Real servers for the tests: BIND and Redis on 127.0.0.1, in a temporary directory, never outliving the tests.
+"""Real servers for the tests: BIND, Unbound and Redis on loopback, in a temporary directory, never outliving the tests.
 
 They are found on the PATH and in the sbin directories, run with as few rights as possible, and never switch to the
 hub for long: waiting is done with ``gevent.sleep``, so that they work patched and unpatched.
@@ -32,7 +32,8 @@ import pytest
 from gevent import socket
 
 HOST = "127.0.0.1"
-SERVERS = ("named", "redis-server")
+HOST6 = "::1"
+SERVERS = ("named", "unbound", "redis-server")
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin", "/sbin"])
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -57,16 +58,33 @@ def require(program: str) -> None:
     pytest.skip(f"{program} is not installed")
 
 
+def has_ipv6() -> bool:
+    """Tell whether the kernel has ``::1``."""
+    return _is_free(socket.AF_INET6, socket.SOCK_STREAM, HOST6, 0)
+
+
+def require_ipv6() -> None:
+    """Skip the test if the kernel has no ``::1``: that is nothing one could install."""
+    if not has_ipv6():
+        pytest.skip("the kernel has no ::1")
+
+
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that is free for TCP and UDP right now."""
-    with socket.socket(type=socket.SOCK_STREAM) as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+    """Return a port of 127.0.0.1, and of ::1 where there is one, that is free for TCP and UDP right now."""
+    with socket.socket(type=socket.SOCK_STREAM) as tcp:
         tcp.bind((HOST, 0))
         port = int(tcp.getsockname()[1])
-        try:
-            udp.bind((HOST, port))
-        except OSError:
-            return free_port()
-        return port
+        others = [(socket.AF_INET, socket.SOCK_DGRAM, HOST)]
+        if has_ipv6():
+            others += [(socket.AF_INET6, kind, HOST6) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)]
+        return port if all(_is_free(*other, port) for other in others) else free_port()
+
+
+def _is_free(family: int, kind: int, host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.socket(family, kind) as candidate:
+        candidate.bind((host, port))
+        return True
+    return False
 
 
 def wait_until(condition: Callable[[], Any], timeout: float = 10.0, what: str = "the condition") -> Any:
@@ -226,6 +244,11 @@ class Bind(_Server):
     program = "named"
     zone = "example.test"
 
+    @property
+    def address6(self) -> tuple[str, int]:
+        """``("::1", port)``, where the kernel has it."""
+        return HOST6, self.port
+
     def update(
         self, add: Iterable[tuple[str, str, str]] = (), delete: Iterable[tuple[str, ...]] = (), ttl: int = 1
     ) -> None:
@@ -254,18 +277,66 @@ class Bind(_Server):
         extra = "".join(f"    {name} {value};\n" for name, value in options.items() if f"{name} " in known)
         zone = self.directory / "zone"
         if not zone.exists():  # else the updates of an earlier run are in it and in its journal
-            self._token = uuid.uuid4().hex
-            zone.write_text(_ZONE.format(token=self._token))
+            self.token = uuid.uuid4().hex
+            zone.write_text(_ZONE.format(token=self.token))
         (self.directory / "named.conf").write_text(
-            _NAMED_CONF.format(port=self.port, directory=self.directory, zone=self.zone, extra=extra)
+            _NAMED_CONF.format(
+                port=self.port,
+                directory=self.directory,
+                zone=self.zone,
+                ipv6=HOST6 if has_ipv6() else "none",
+                extra=extra,
+            )
         )
 
     def _is_answering(self) -> bool:
-        # The token tells it from another server on the same port.
-        query = dns.message.make_query(f"token.{self.zone}", "TXT")
-        with contextlib.suppress(OSError, dns.exception.DNSException):
-            return self._token in str(dns.query.tcp(query, HOST, timeout=0.2, port=self.port))
-        return False
+        return _knows_token(self.port, self)
+
+
+class Unbound(_Server):
+    """``unbound``, which asks a :class:`Bind` and remembers what that told, and sends no additional section.
+
+    With ``serve_expired`` it does as RFC 8767 says: what has expired is the answer when the other has been silent for
+    ``patience`` seconds, or cannot be reached. ``bind`` has to answer while this is started.
+    """
+
+    program = "unbound"
+
+    def __init__(self, bind: Bind, *, serve_expired: bool, patience: float = 0.3, port: int | None = None) -> None:
+        super().__init__(port)
+        self._bind = bind
+        self._serve_expired = serve_expired
+        self._patience = patience
+
+    def queries(self, name: str, rdtype: str) -> int:
+        """How often it was asked for a name of the zone."""
+        return self.log().count(f" {name}.{Bind.zone}. {rdtype} IN\n")
+
+    def _command(self) -> list[str]:
+        program = find("unbound")
+        assert program is not None, "unbound is not installed"
+        (self.directory / "unbound.conf").write_text(
+            _UNBOUND_CONF.format(
+                port=self.port,
+                directory=self.directory,
+                serve_expired="yes" if self._serve_expired else "no",
+                patience=round(self._patience * 1000),
+                zone=Bind.zone,
+                upstream=self._bind.port,
+            )
+        )
+        return [_unconfined(program, self.directory), "-c", "unbound.conf", "-d", "-p"]
+
+    def _is_answering(self) -> bool:
+        return _knows_token(self.port, self._bind)
+
+
+def _knows_token(port: int, bind: Bind) -> bool:
+    """Tell whether the name server on ``port`` has the data of ``bind``: others may have taken the port."""
+    query = dns.message.make_query(f"token.{bind.zone}", "TXT")
+    with contextlib.suppress(OSError, dns.exception.DNSException):
+        return bind.token in str(dns.query.tcp(query, HOST, timeout=0.2, port=port))
+    return False
 
 
 class Redis(_Server):
@@ -289,7 +360,7 @@ _NAMED_CONF = """\
 options {{
     directory "{directory}";
     listen-on port {port} {{ 127.0.0.1; }};
-    listen-on-v6 {{ none; }};
+    listen-on-v6 port {port} {{ {ipv6}; }};
     pid-file "named.pid";
     session-keyfile "session.key";
     managed-keys-directory "{directory}";
@@ -300,6 +371,40 @@ options {{
 {extra}}};
 controls {{ }};
 zone "{zone}" {{ type primary; file "zone"; allow-update {{ 127.0.0.1; }}; }};
+"""
+
+# "test" is one of the zones that it answers for by itself. What it has found out about the one whom it asks (that it is
+# silent, say) it forgets within a second, and it gives up after the second try.
+_UNBOUND_CONF = """\
+server:
+    interface: 127.0.0.1
+    port: {port}
+    access-control: 127.0.0.0/8 allow
+    directory: "{directory}"
+    chroot: ""
+    username: ""
+    pidfile: ""
+    use-syslog: no
+    logfile: ""
+    log-queries: yes
+    do-daemonize: no
+    do-ip6: no
+    num-threads: 1
+    module-config: "iterator"
+    qname-minimisation: no
+    outbound-msg-retry: 1
+    do-not-query-localhost: no
+    infra-host-ttl: 1
+    infra-keep-probing: yes
+    serve-expired: {serve_expired}
+    serve-expired-client-timeout: {patience}
+    serve-expired-reply-ttl: 1
+    local-zone: "test." nodefault
+remote-control:
+    control-enable: no
+stub-zone:
+    name: "{zone}"
+    stub-addr: 127.0.0.1@{upstream}
 """
 
 _ZONE = """\

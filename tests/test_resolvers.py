@@ -18,7 +18,7 @@ import pytest
 from gevent import socket
 from gevent.server import DatagramServer
 
-from geventconnpool.cluster import _dns, _hosts
+from geventconnpool.cluster import _dns, _hosts, _wire
 from geventconnpool.cluster._dns import Client, Nameserver, Question
 from geventconnpool.cluster._endpoints import Endpoint, Resolution, ResolutionError
 from geventconnpool.cluster._hosts import HostsFile
@@ -761,6 +761,65 @@ def test_a_silent_name_server_never_blocks_the_hub_patched_or_not():
         if all(gap <= allowed for gap, _threads in told.values()):
             return
     pytest.fail(f"largest gaps in ms, and threads: {told}")
+
+
+class Prompt(Nameserver):
+    """Has answered before anybody can wait for it, as a server on the same machine may have."""
+
+    def _ask_over_udp(self, request):
+        response = dns.message.make_response(request)
+        response.flags |= dns.flags.AA
+        response.answer.append(dns.rrset.from_text(request.question[0].name, 60, "IN", "A", "127.0.0.1"))
+        return _dns._parsed(response.to_wire())
+
+
+def test_others_run_while_a_thousand_questions_are_answered_before_one_can_wait():
+    client = Client([("127.0.0.1", 53)], timeout=10.0, lifetime=30.0)
+    client._given.nameservers = [Prompt("127.0.0.1", 53)]
+    questions = [Question(f"host{number}.example.test.", "A") for number in range(1000)]
+
+    answers, turns = turns_of_others(lambda: client.ask_all(questions))
+
+    assert len(answers) == 1000
+    assert turns > 10
+
+
+def test_others_run_while_the_addresses_of_thousands_are_looked_at():
+    addresses = [_wire.Record(f"host{number}.example.test.", 1, 60, "127.0.0.1") for number in range(5000)]
+    hosts = _hosts.Hosts(5.0, 300.0)
+    book_of = {address.owner for address in addresses}
+    hosts.look_up(Nobody(), book_of, addresses)
+
+    _answers, turns = turns_of_others(lambda: hosts.look_up(Nobody(), book_of, addresses))
+
+    assert hosts.addresses("host4999.example.test.") == ("127.0.0.1",)
+    assert turns > 3
+
+
+class Nobody:
+    """A client that has no answers."""
+
+    def ask_all(self, questions, over_tcp=False):
+        return {}
+
+
+def turns_of_others(work):
+    """Return what ``work()`` returns, and how often another greenlet had its turn meanwhile."""
+    turns = 0
+
+    def count():
+        nonlocal turns
+        while True:
+            gevent.sleep(0.0005)
+            turns += 1
+
+    other = gevent.spawn(count)
+    gevent.sleep(0.001)
+    before = turns
+    try:
+        return work(), turns - before
+    finally:
+        other.kill()
 
 
 # A real name server

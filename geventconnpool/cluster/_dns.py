@@ -274,7 +274,9 @@ class Client:
         while waiting:
             question = waiting.popleft()
             answers[question] = self._answer(resolver, question, over_tcp)
-            part.breathe()  # an answer that is there already does not make the worker wait
+            if waiting:
+                # A name server on this machine may have answered before one begins to wait, again and again.
+                part.breathe()
 
     def _answer(
         self, resolver: dns.asyncresolver.Resolver, question: Question, over_tcp: bool

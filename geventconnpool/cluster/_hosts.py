@@ -62,8 +62,10 @@ class Hosts:
         self._learn(_told_along(remote, came_along), now, part)
         pairs = self._book.due(remote, now) if due_only else [(host, family) for host in remote for family in FAMILIES]
         questions = [Question(host, family) for host, family in pairs]
-        # In another order each time: slow ones must not keep the same others from being asked within the lifetime.
+        # In another order each time: slow ones must not keep the same others from being asked within the lifetime. But
+        # first those that nothing is known of.
         random.shuffle(questions)
+        questions.sort(key=lambda question: bool(self._book.addresses(question.name)))
         part.breathe()
         answers = client.ask_all(questions, over_tcp)
         now = monotonic() if answers else now
@@ -80,9 +82,8 @@ class Hosts:
         return max(0.0, min(self._book.next_due(remote) - self._looked_at, local))
 
     def _learn(self, told: Mapping[str, Mapping[str, Told]], now: float, part: Slice) -> None:
-        for host, news in told.items():
+        for host, news in part.through(told.items()):
             self._book.learned(host, news, now)
-            part.breathe()
 
 
 def look_up(host: str) -> tuple[str, ...]:

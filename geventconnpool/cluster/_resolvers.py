@@ -224,11 +224,10 @@ class _Service:
 
         Making endpoints out of a thousand records takes a while, hence in slices, and only of what is new.
         """
-        part, made = Slice(), {}
-        for source in sources:
+        made = {}
+        for source in Slice().through(sources):
             if source.addresses:
                 made[source] = self._made.get(source) or source.endpoint()
-            part.breathe()
         found = tuple(made.values())
         if len(found) != len(self._last) or not all(map(is_, found, self._last)):
             self._last = found
