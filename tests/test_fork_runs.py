@@ -55,9 +55,13 @@ class Scene:
             for witness in self.witnesses:
                 witness.release()
             self._exit_code = self.program.wait()
+        wait_until(self._is_heard_out, what="the end of all connections")
 
     def _is_over(self) -> bool:
         return self.program.pid not in self.program.processes()
+
+    def _is_heard_out(self) -> bool:
+        return all(record.ended for witness in self.witnesses for record in witness.records)
 
     def output(self) -> str:
         return self.program.output()

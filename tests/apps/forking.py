@@ -66,7 +66,12 @@ def by_multiprocessing(child: Callable[[], None]) -> None:
 
 
 def by_libc(child: Callable[[], None]) -> None:
-    """Fork behind the back of Python, which calls none of its hooks; the child leaves as a program does."""
+    """Fork behind the back of Python, which calls none of its hooks; the child leaves as a program does.
+
+    Nor does Python make its interpreter lock anew in the child: if another native thread waits for that at the moment
+    of the fork, the child, in which there is no such thread, soon waits for it for ever. So here there is none.
+    """
+    assert len(os.listdir("/proc/self/task")) == 1
     if ctypes.PyDLL(None).fork() == 0:
         child()
         sys.exit()
@@ -84,6 +89,8 @@ def main() -> None:
         from gevent import monkey
 
         monkey.patch_all()
+    if sys.argv[1] == "libc":
+        os.environ["GEVENT_RESOLVER"] = "block"  # the default has native threads, see by_libc
     from tests.apps import scenes
 
     getattr(scenes, sys.argv[2])(fork, say)
