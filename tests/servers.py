@@ -87,7 +87,7 @@ def _is_free(family: int, kind: int, host: str, port: int) -> bool:
     return False
 
 
-def wait_until(condition: Callable[[], Any], timeout: float = 10.0, what: str = "the condition") -> Any:
+def wait_until(condition: Callable[[], Any], timeout: float = 30.0, what: str = "the condition") -> Any:
     """Return the first true value of ``condition()``; fail after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while True:

@@ -45,6 +45,11 @@ CHANGES_AT_ONCE, DEEDS_AT_ONCE = 0.0005, 12
 LOOKUP_TIMEOUT = 60.0  # seconds for a resolver of the user's; ours has a bound of its own
 
 
+NOT_BEGUN = events.DiscoveryStats(
+    "starting", since=None, outcome="", last_error=None, ttl=None, records=None, generation=0, next_lookup=None
+)
+
+
 class Discovery:
     """Asks the resolver when it is time to, and hands what is believed of its answers to the members.
 
@@ -63,6 +68,7 @@ class Discovery:
         self._refresh = Refresh(bounds_of(resolver), rng)
         self._told: tuple[str, bool] = (self._refresh.state, False)
         self._applied: tuple[Endpoint, ...] | None = None
+        self._before = NOT_BEGUN  # what was told before the members began to change
         self._greenlet: Any = None  # that looks up
         self._applier: Any = None  # the greenlet that changes the members
         self._is_stopped = False
@@ -92,6 +98,7 @@ class Discovery:
     def tick(self, now: float) -> None:
         if self._is_stopped:
             return
+        self._before = self.stats()
         refresh = self._refresh
         refresh.tick(now)
         if self._greenlet is None and refresh.due <= now:
@@ -207,7 +214,10 @@ class Discovery:
         return self._refresh.last_error
 
     def stats(self) -> events.DiscoveryStats:
+        """Return how it stands: what is believed is told when it is so."""
         refresh = self._refresh
+        if refresh.endpoints is not self._applied:
+            return replace(self._before, next_lookup=None)
         return events.DiscoveryStats(
             state=refresh.state,
             since=refresh.since,
@@ -218,11 +228,6 @@ class Discovery:
             generation=refresh.generation,
             next_lookup=refresh.due if isfinite(refresh.due) and not self._is_stopped else None,
         )
-
-
-NOT_BEGUN = events.DiscoveryStats(
-    "starting", since=None, outcome="", last_error=None, ttl=None, records=None, generation=0, next_lookup=None
-)
 
 
 class Past:
