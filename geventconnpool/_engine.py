@@ -549,12 +549,13 @@ def _peer_of_descriptor(descriptor: int) -> str | None:
         return None
     twin = os.dup(descriptor)
     try:
-        with _plain_socket(fileno=twin) as plain:
-            return str(plain.getpeername()[0])
-    except (OSError, IndexError):  # no socket, or one without a peer that has an address
-        with suppress(OSError):
-            os.close(twin)
+        plain = _plain_socket(fileno=twin)
+    except OSError:  # no socket
+        os.close(twin)
         return None
+    with plain, suppress(OSError, IndexError):  # without a peer that has an address
+        return str(plain.getpeername()[0])
+    return None
 
 
 def forget_locals(error: BaseException) -> None:

@@ -149,6 +149,8 @@ class DNSServer:
             query = dns.message.from_wire(wire)
         except dns.exception.DNSException:
             return None
+        if not query.question:
+            return None
         self.queries += 1
         gevent.sleep(self.delay)
         fault = self.fault(query) if callable(self.fault) else self.fault

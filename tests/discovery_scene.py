@@ -323,7 +323,7 @@ def a_thousand_records_come_and_go(scene: Scene) -> dict[str, Any]:
     call = scene.call()
     scene.change(delete=[(NAME, "SRV")], add=scene.usual)
     wait_until(lambda: len(scene.pool.pools) == 3, PATIENCE, "three endpoints")
-    gone = scene.look()
+    gone = scene.until(outcome="3 SRV records from BIND")
     scene.change(delete=[(host,) for host in hosts])
     return {
         "call": call,

@@ -1031,6 +1031,7 @@ def looks_up() -> Any:
         run_hub()
         before = len(service.asked)
         used = use(pool)
+        until(lambda: pool.stats().discovery.generation)
         return [before, used, len(service.asked), pool.stats().discovery.generation]
 
     told = in_child(job)

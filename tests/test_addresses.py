@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from geventconnpool.cluster._addresses import AddressBook, Told
+from geventconnpool.cluster._addresses import FORGET_AFTER, AddressBook, Told
 
 V4, OTHER_V4, V6 = "10.0.0.1", "10.0.0.2", "fd00::1"
 FAILED = Told(failed=True)
@@ -123,13 +123,43 @@ def test_what_comes_after_all_was_lost_takes_the_place_of_the_last_ones(book):
     assert book.addresses("a") == (V6,)
 
 
-def test_what_is_not_to_be_kept_is_forgotten(book):
+def test_what_nobody_has_named_for_long_is_forgotten(book):
+    book.keep("abc", 100.0)
     for host in "abc":
         book.learned(host, {"A": there(V4), "AAAA": nothing()}, 100.0)
-    book.keep_only({"b", "unknown"})
+    book.keep("b", 100.0 + FORGET_AFTER)
+    assert [book.addresses(host) for host in "abc"] == [(V4,), (V4,), (V4,)]
 
-    assert [book.addresses(host) for host in ("a", "b", "c", "unknown")] == [(), (V4,), (), ()]
+    book.keep("b", 100.1 + FORGET_AFTER)
+
+    assert [book.addresses(host) for host in "abc"] == [(), (V4,), ()]
     assert book.due("ab", 100.0) == [("a", "A"), ("a", "AAAA")]
+
+
+def test_what_is_given_without_dns_is_asked_for_at_once_when_it_is_given_no_longer_and_stays_until_then(book):
+    book.learned("a", {"A": there(V4, ttl=1000.0), "AAAA": nothing(ttl=1000.0)}, 100.0)
+    book.given("a", (V6,))
+
+    assert book.addresses("a") == (V6,)
+    assert book.due("a", 110.0) == [("a", "A"), ("a", "AAAA")]
+
+    book.learned("a", {"A": nothing(), "AAAA": Told(failed=True)}, 110.0)
+
+    assert book.addresses("a") == (V6,)
+
+
+def test_what_did_not_come_along_proves_nothing(book):
+    book.learned("a", {"A": there(V4), "AAAA": there(V6)}, 100.0)
+    book.learned("a", {"A": there(V4), "AAAA": Told((), 60.0, is_left_out=True)}, 110.0)
+
+    assert book.addresses("a") == (V4, V6)
+
+
+def test_what_did_not_come_along_and_was_never_there_is_not_asked_for_before_the_rest(book):
+    book.learned("a", {"A": there(V4), "AAAA": Told((), 60.0, is_left_out=True)}, 100.0)
+
+    assert book.addresses("a") == (V4,)
+    assert book.due("a", 101.0) == []
 
 
 # When it is due
@@ -263,11 +293,6 @@ class Model(RuleBasedStateMachine):
         if found:
             self.book.learned(host, found, self.now)
             self.told[host].append((self.now, found))
-
-    @rule(host=st.sampled_from(HOSTS))
-    def forget_all_but(self, host):
-        self.book.keep_only([host])
-        self.told = {known: told if known == host else [] for known, told in self.told.items()}
 
     @invariant()
     def the_last_addresses_that_were_there_are_known(self):

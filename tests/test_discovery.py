@@ -518,6 +518,23 @@ def test_a_stale_set_is_given_up_in_time_while_a_look_up_is_under_way():
     assert (told(pool).state, active(pool)) == ("fresh", {B})
 
 
+def test_an_answer_that_comes_while_a_stale_set_is_given_up_is_what_counts(pace):
+    resolver = Script(found(*many(6)), max_stale=0.05)
+    pace.is_free = True
+    pool = Cluster(resolver)
+    learn(pool, NO_NETWORK)
+    hurry(pool)
+    wait_until(lambda: resolver.running)
+    pace.is_free = False
+    pace.at_rest()
+    resolver.tell(found(*many(4), ttl=100))
+    wait_until(lambda: not resolver.running)
+    pace.go_on()
+    wait_until(lambda: told(pool).state == "fresh")
+
+    assert active(pool) == set(many(4))
+
+
 def test_an_answer_in_time_keeps_what_was_about_to_be_given_up():
     pool = Cluster(Script(found(A), max_stale=0.1))
     learn(pool, NO_NETWORK, found(A, ttl=100))
@@ -873,6 +890,33 @@ def test_changes_that_are_cut_off_by_a_kill_go_on_though_nothing_is_asked_again(
     wait_until(lambda: active(pool) == {A, B, C})
 
     assert resolver.asked == 1
+
+
+class Wordless(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+class Bare(NoRecords):
+    def __init__(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    "error", [Wordless, Bare, lambda: NoRecords("gone", -1.0), lambda: NoRecords("gone", float("nan"))]
+)
+def test_whatever_is_raised_is_a_failed_look_up_and_not_the_last_one(error):
+    def fail():
+        raise error()
+
+    resolver = Script(found(A), empty_hold=0)
+    pool = Cluster(resolver)
+    learn(pool, fail)
+    seen = told(pool)
+    learn(pool, found(B))
+
+    assert seen.state in ("stale", "empty")
+    assert (told(pool).state, active(pool)) == ("fresh", {B})
 
 
 @pytest.mark.parametrize("slices", range(1, 7))

@@ -1235,3 +1235,44 @@ def test_nothing_that_discovery_does_uses_the_threads_of_the_hub(patched, tmp_pa
         "server: False",
         "zone.test: False",
     ]
+
+
+def test_what_a_trimmed_datagram_left_out_keeps_its_addresses_when_they_cannot_be_asked_for(server):
+    for number in range(8):
+        server.add_srv(SERVICE, f"h{number}.test", 1)
+        server.add(f"h{number}.test", "CNAME", f"a{number}.test")  # so that no address comes along
+        server.add_address(f"a{number}.test", f"127.0.0.{number + 1}", 300)
+    with Cluster(SERVICE, resolver=patient(server)) as pool:
+        wait_until(lambda: len(pool.pools) == 8)
+        server.fault = lambda query: "trim" if query.question[0].rdtype == dns.rdatatype.SRV else "servfail"
+        seen = pool.stats().discovery.generation
+        wait_until(lambda: pool.stats().discovery.generation > seen + 2)
+
+        assert len(pool.pools) == 8
+        assert pool.heard_of(events.EndpointRemoved) == []
+
+
+def test_a_list_of_which_no_host_is_known_stays_stale_when_nothing_is_due(server):
+    server.fault = "servfail"
+    resolver = StaticResolver([("a.test", 1), ("b.test", 1)], resolver=patient(server))
+    with pytest.raises(ResolutionError):
+        resolver.resolve(None)
+    asked = len(server.asked)
+
+    with pytest.raises(ResolutionError, match="SERVFAIL"):
+        resolver.resolve(None)
+
+    assert len(server.asked) == asked  # their back-off is not over
+
+
+def test_one_host_of_a_list_in_the_hosts_file_is_enough_for_an_answer(server, tmp_path, monkeypatch):
+    (tmp_path / "hosts").write_text("127.0.0.5 a.test\n")
+    monkeypatch.setattr(_hosts, "_hosts_file", HostsFile(tmp_path / "hosts"))
+    server.fault = "servfail"
+    resolver = StaticResolver([("a.test", 1), ("b.test", 1)], resolver=patient(server))
+
+    resolution = resolver.resolve(None)
+
+    assert [endpoint.addresses for endpoint in resolution.endpoints] == [("127.0.0.5",), ()]
+    assert "b.test" in resolution.outcome
+    assert "SERVFAIL" in resolution.outcome

@@ -286,7 +286,8 @@ def test_a_target_whose_addresses_are_gone_keeps_them_while_it_is_named(resolver
     assert found(resolver.resolve(SERVICE))[1] == ("redis2", 6379, ("127.0.0.2",), 0, 1)
 
 
-def test_what_is_no_longer_named_is_forgotten(resolver, server):
+def test_a_target_that_is_named_again_soon_has_the_addresses_it_had(resolver, server):
+    # It may have been left out by mistake, or for somebody else who shares the resolver.
     add_service(server, 1, 2)
     resolver.resolve(SERVICE)
     server.remove_srv(SERVICE, "redis2.example.test", 6379)
@@ -295,7 +296,22 @@ def test_what_is_no_longer_named_is_forgotten(resolver, server):
     server.add_srv(SERVICE, "redis2.example.test", 6379)
     server.remove_address("redis2.example.test", "127.0.0.2")
 
-    assert names(resolver.resolve(SERVICE)) == ["redis1.example.test:6379"]
+    assert names(resolver.resolve(SERVICE)) == ["redis1.example.test:6379", "redis2.example.test:6379"]
+
+
+def test_a_target_that_was_in_the_hosts_file_keeps_its_addresses_when_it_is_gone_from_there(
+    resolver, server, tmp_path, monkeypatch
+):
+    server.add_srv(SERVICE, "redis1.example.test", 6379)
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.9 redis1.example.test\n")
+    monkeypatch.setattr(_hosts, "_hosts_file", HostsFile(hosts))
+    before = found(resolver.resolve(SERVICE))
+    hosts.write_text("# being written\n")
+
+    assert before == [("redis1", 6379, ("127.0.0.9",), 0, 1)]
+    assert found(resolver.resolve(SERVICE)) == before
+    assert server.queries == 4  # A and AAAA, too, now
 
 
 def test_an_alias_of_the_service_is_followed(resolver, server):
@@ -494,6 +510,28 @@ def test_questions_that_are_not_reached_within_the_lifetime_are_not_answered(ser
 
     assert set(answers) == set(questions[:4])
     assert all(isinstance(answer, ResolutionError) for answer in answers.values())
+
+
+def test_a_question_that_cannot_be_asked_is_a_failure_that_names_no_server(server):
+    question = Question(f"{'x' * 64}.test", "A")
+    answers = Client([server.address], timeout=1.0, lifetime=1.0).ask_all([question])
+
+    assert str(answers[question]) == f"{question}: A DNS label is > 63 octets long."
+    assert server.queries == 0
+
+
+def test_a_question_that_nobody_answers_in_time_is_a_failure_that_names_all_servers(server, monkeypatch):
+    monkeypatch.setattr(_dns, "_GRACE", -0.2)  # as a clock that steps would have it
+    server.fault = "drop"
+    resolver = DNSResolver([server.address], timeout=0.2, lifetime=0.3)
+
+    assert failure(resolver) == f"{SERVICE} SRV: no answer within 0.3 s from 127.0.0.1:{server.address[1]}"
+
+
+@pytest.mark.parametrize("wrong", ["127.0.0.1", StaticResolver([("a", 1)])])
+def test_hosts_of_a_list_are_looked_up_by_a_dns_resolver_only(wrong):
+    with pytest.raises(TypeError, match="resolver must be a DNSResolver, not"):
+        StaticResolver([("a", 1)], resolver=wrong)
 
 
 def test_no_such_name_and_no_such_record_are_failures(resolver, server):

@@ -7,7 +7,7 @@ about again with back-off, as is a set whose question failed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from math import inf
 from random import Random
 from typing import NamedTuple
@@ -15,14 +15,19 @@ from typing import NamedTuple
 from geventconnpool._backoff import exponential, spread
 
 FAMILIES = ("A", "AAAA")
+FORGET_AFTER = 600.0  # seconds, at least
 
 
 class Told(NamedTuple):
-    """What a question for the addresses of a host brought, for ``ttl`` seconds; ``failed``: nothing is known."""
+    """What a question for the addresses of a host brought, for ``ttl`` seconds; ``failed``: nothing is known.
+
+    ``is_left_out``: no addresses came along with an answer, which proves nothing (RFC 2181, section 9).
+    """
 
     addresses: tuple[str, ...] = ()
     ttl: float = 0.0
     failed: bool = False
+    is_left_out: bool = False
 
 
 class _Host:
@@ -30,6 +35,7 @@ class _Host:
         self.addresses: dict[str, tuple[str, ...]] = dict.fromkeys(FAMILIES, ())  # by family
         self.due: dict[str, float] = dict.fromkeys(FAMILIES, -inf)
         self.last: tuple[str, ...] = ()  # of both families, when there were any
+        self.named_at = -inf
         # In a row. By family: one that is never answered must not be asked for whenever the other is due.
         self.failures = dict.fromkeys(FAMILIES, 0)
 
@@ -45,6 +51,7 @@ class AddressBook:
     def __init__(self, min_refresh: float, max_refresh: float, rng: Random) -> None:
         self._min_refresh = min_refresh
         self._max_refresh = max_refresh
+        self._memory = max(FORGET_AFTER, 2 * max_refresh)
         self._rng = rng
         self._hosts: dict[str, _Host] = {}
 
@@ -67,6 +74,7 @@ class AddressBook:
     def learned(self, host: str, told: Mapping[str, Told], now: float) -> None:
         """Note what was told of ``host``, by family."""
         known = self._hosts.setdefault(host, _Host())
+        told = {f: news for f, news in told.items() if not (news.is_left_out and known.addresses[f])}
         for family, news in told.items():
             if not news.failed:
                 known.addresses[family] = news.addresses
@@ -83,6 +91,17 @@ class AddressBook:
                 known.failures[family] = 0
             known.due[family] = now + pause
 
-    def keep_only(self, hosts: Collection[str]) -> None:
-        """Forget all others."""
-        self._hosts = {host: known for host, known in self._hosts.items() if host in hosts}
+    def given(self, host: str, addresses: tuple[str, ...]) -> None:
+        """Note addresses that need no DNS. It is asked at once when they are given no longer; till then they stay."""
+        known = self._hosts.setdefault(host, _Host())
+        known.last = addresses
+        known.due = dict.fromkeys(FAMILIES, -inf)
+
+    def keep(self, hosts: Iterable[str], now: float) -> None:
+        """Remember these hosts, and forget those that nobody has named for long.
+
+        Not at once: an answer may leave hosts out by mistake, and others may ask for other hosts of the same service.
+        """
+        for host in hosts:
+            self._hosts.setdefault(host, _Host()).named_at = now
+        self._hosts = {host: known for host, known in self._hosts.items() if now - known.named_at <= self._memory}

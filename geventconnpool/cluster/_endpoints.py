@@ -84,9 +84,11 @@ class NoRecords(ResolutionError):
     what may pass; what is certain it tells by a :class:`Resolution` without endpoints.
     """
 
+    ttl: float | None = None
+
     def __init__(self, message: str, ttl: float | None = None) -> None:
         super().__init__(message)
-        self.ttl = ttl
+        self.ttl = _check.seconds_or_none("ttl", ttl)
 
 
 _all_fields = attrgetter(*Endpoint.__slots__)

@@ -6,10 +6,11 @@ Never through the hub's shared thread pool, where one slow name would hold up al
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from math import inf
 from pathlib import Path
 from time import monotonic
+from typing import NamedTuple
 
 from gevent import socket
 
@@ -31,18 +32,23 @@ from geventconnpool.cluster._wire import Record
 _FAMILY_OF = {1: "A", 28: "AAAA"}  # by the number that a record bears
 
 
+class Found(NamedTuple):
+    """What a look-up of hosts brought: the answers, and for how many seconds all addresses hold."""
+
+    answers: Answers
+    ttl: float
+
+
 class Hosts:
     """The addresses of some hosts, each looked up when it is time to."""
 
     def __init__(self, min_refresh: float, max_refresh: float) -> None:
         self._max_refresh = max_refresh
         self._book = AddressBook(min_refresh, max_refresh, random.Random())
-        self._local: dict[str, tuple[str, ...]] = {}
-        self._looked_at = 0.0
 
     def addresses(self, host: str) -> tuple[str, ...]:
         """Return the addresses of ``host``, the last ones known if there are none now."""
-        return self._local.get(host) or self._book.addresses(host)
+        return self._book.addresses(host)
 
     def look_up(
         self,
@@ -52,34 +58,31 @@ class Hosts:
         *,
         due_only: bool = True,
         over_tcp: bool = False,
-    ) -> Answers:
-        """Take what ``came_along``, and ask for the rest: what is due, or everything. Return the answers."""
+    ) -> Found:
+        """Take what is at hand and what ``came_along``, and ask for the rest: what is due, or everything."""
         part = Slice()
-        self._local = at_hand(hosts)
-        part.breathe()
-        remote = {host for host in hosts if host not in self._local}
+        self._book.keep(hosts, monotonic())
+        local = at_hand(part.through(hosts))
+        for host, addresses in local.items():
+            self._book.given(host, addresses)
+        remote = {host for host in hosts if host not in local}
         now = monotonic()
-        self._learn(_told_along(remote, came_along), now, part)
-        pairs = self._book.due(remote, now) if due_only else [(host, family) for host in remote for family in FAMILIES]
+        self._learn(_told_along(remote, part.through(came_along)), now, part)
+        answers = client.ask_all(self._questions(remote, now, due_only), over_tcp)
+        now = monotonic() if answers else now
+        self._learn(_told(part.through(answers.items())), now, part)
+        # The hosts file has no time to live. It is local: a look now and then finds a change.
+        ttl = min(self._book.next_due(remote) - now, self._max_refresh if local else inf)
+        return Found(answers, max(0.0, ttl))
+
+    def _questions(self, hosts: Iterable[str], now: float, due_only: bool) -> list[Question]:
+        pairs = self._book.due(hosts, now) if due_only else [(host, family) for host in hosts for family in FAMILIES]
         questions = [Question(host, family) for host, family in pairs]
         # In another order each time: slow ones must not keep the same others from being asked within the lifetime. But
         # first those that nothing is known of.
         random.shuffle(questions)
         questions.sort(key=lambda question: bool(self._book.addresses(question.name)))
-        part.breathe()
-        answers = client.ask_all(questions, over_tcp)
-        now = monotonic() if answers else now
-        self._learn(_told(answers), now, part)
-        self._book.keep_only(remote)
-        self._looked_at = now
-        return answers
-
-    def ttl(self, hosts: Collection[str]) -> float:
-        """Return for how many seconds the addresses of all ``hosts`` held when they were looked up."""
-        remote = [host for host in hosts if host not in self._local]
-        # The hosts file has no time to live. It is local: a look now and then finds a change.
-        local = inf if all(map(canonical_ip, self._local)) else self._max_refresh
-        return max(0.0, min(self._book.next_due(remote) - self._looked_at, local))
+        return questions
 
     def _learn(self, told: Mapping[str, Mapping[str, Told]], now: float, part: Slice) -> None:
         for host, news in part.through(told.items()):
@@ -93,7 +96,7 @@ def look_up(host: str) -> tuple[str, ...]:
     """
     hosts = Hosts(0.0, 0.0)
     try:
-        answers = hosts.look_up(Client(None, DEFAULT_TIMEOUT, DEFAULT_LIFETIME), [host])
+        answers = hosts.look_up(Client(None, DEFAULT_TIMEOUT, DEFAULT_LIFETIME), [host]).answers
     except ResolutionError as error:
         raise socket.gaierror(socket.EAI_AGAIN, str(error)) from error
     if addresses := hosts.addresses(host):
@@ -110,43 +113,40 @@ def failure_of(answers: Answers) -> ResolutionError | None:
 
 def at_hand(hosts: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Return the addresses of those for which nobody is to be asked: their own, or those in the hosts file."""
-    own = {host: (ip,) for host in hosts if (ip := canonical_ip(host.removesuffix("."))) is not None}
-    return {**_hosts_file.addresses(hosts), **own}
+    file = _hosts_file.entries()
+    found = {}
+    for host in hosts:
+        name = host.removesuffix(".")
+        own = canonical_ip(name)
+        addresses = usable(dict.fromkeys(file.get(name, ()))) if own is None else (own,)
+        if addresses:
+            found[host] = addresses
+    return found
 
 
 class HostsFile:
     """What a hosts file says, as of now."""
 
     def __init__(self, path: Path) -> None:
-        self._file = WatchedFile(path, _lines)
+        self._file = WatchedFile(path, _entries)
 
-    def addresses(self, hosts: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """Return the usable addresses of those that are in the file; of none if there is no file."""
+    def entries(self) -> dict[str, list[str]]:
+        """Return the addresses in the file by name; none if it cannot be read."""
         try:
-            text = self._file.read()
+            return self._file.read()
         except OSError:
             return {}
-        found = ((host, _addresses_in(text, host.removesuffix("."))) for host in hosts)
-        return {host: addresses for host, addresses in found if addresses}
 
 
-def _addresses_in(text: str, name: str) -> tuple[str, ...]:
-    # Some people block advertisements with a hundred thousand lines: split only those that may be meant.
-    entries = (line.partition("#")[0].split() for line in _lines_with(name, text))
-    addresses = (canonical_ip(words[0]) for words in entries if name in words[1:])
-    return tuple(dict.fromkeys(usable(address for address in addresses if address is not None)))
-
-
-def _lines(content: str) -> str:
-    return f"\n{content.lower()}\n"
-
-
-def _lines_with(name: str, text: str) -> Iterator[str]:
-    at = text.find(name)
-    while at >= 0:
-        end = text.index("\n", at)
-        yield text[text.rindex("\n", 0, at) + 1 : end]
-        at = text.find(name, end)
+def _entries(content: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in content.lower().splitlines():
+        words = line.partition("#")[0].split()
+        address = canonical_ip(words[0]) if words else None
+        if address is not None:
+            for name in words[1:]:
+                found.setdefault(name, []).append(address)
+    return found
 
 
 def usable(addresses: Iterable[str]) -> tuple[str, ...]:
@@ -171,16 +171,15 @@ def _told_along(hosts: Collection[str], records: Iterable[Record]) -> dict[str, 
         family = _FAMILY_OF.get(rdtype)
         if family is None or owner not in hosts or not usable([str(data)]):
             continue
-        # Of the other family there are none, or none that the server thought worth the room.
-        told = found.setdefault(owner, dict.fromkeys(FAMILIES, Told((), ttl)))
+        told = found.setdefault(owner, dict.fromkeys(FAMILIES, Told((), ttl, is_left_out=True)))
         told[family] = Told((*told[family].addresses, str(data)), min(told[family].ttl, ttl))
     return found
 
 
-def _told(answers: Answers) -> dict[str, dict[str, Told]]:
+def _told(answers: Iterable[tuple[Question, Answer | ResolutionError]]) -> dict[str, dict[str, Told]]:
     """Return what answers tell, by host and family."""
     told: dict[str, dict[str, Told]] = {}
-    for question, answer in answers.items():
+    for question, answer in answers:
         told.setdefault(question.name, {})[question.rdtype] = _news(answer)
     return told
 

@@ -42,7 +42,7 @@ CONNECTS_AT_ONCE = 64  # over all endpoints of a cluster
 DESCRIBED = 20  # endpoints in the message of an error
 # What is changed in one go when many endpoints come or go: seconds of it, and connects and closes that it leads to.
 CHANGES_AT_ONCE, DEEDS_AT_ONCE = 0.0005, 12
-LOOKUP_TIMEOUT = 60.0  # seconds for a resolver of the user's; ours has a bound of its own
+LOOKUP_TIMEOUT = 60.0  # seconds, for whatever resolver
 
 
 NOT_BEGUN = events.DiscoveryStats(
@@ -122,6 +122,14 @@ class Discovery:
 
     def _look_up(self) -> None:
         try:
+            self._ask_and_note()
+            if self._applier is None:
+                self._apply()
+        finally:
+            self._end()
+
+    def _ask_and_note(self) -> None:
+        try:
             resolution = self._ask("resolve")
             if self._refresh.is_doubtful(resolution) and callable(getattr(self._resolver, "confirm", None)):
                 resolution = self._ask("confirm")
@@ -131,11 +139,6 @@ class Discovery:
             self._engine.pass_on_system_error(error)
         else:
             self._refresh.answered(resolution, monotonic())
-        try:
-            if self._applier is None:
-                self._apply()
-        finally:
-            self._end()
 
     def _ask(self, method: str) -> Resolution:
         resolve = getattr(self._resolver, method)

@@ -122,7 +122,7 @@ class Refresh:
 
     def denied(self, error: NoRecords, now: float) -> None:
         """The look-up told that there is no such name, or nothing of what was asked for."""
-        self._finished(error, str(error), now)
+        self._finished(error, _in_words(error), now)
         if not self._denials:
             self._denied_since = now
         self._denials += 1
@@ -138,7 +138,7 @@ class Refresh:
     def failed(self, error: BaseException, now: float) -> None:
         """The look-up failed: what is known stays, and DNS is asked again with back-off."""
         failures = self._failures
-        self._finished(error, str(error) or type(error).__name__, now)
+        self._finished(error, _in_words(error), now)
         self._failures = failures + 1
         self.due = now + spread(exponential(failures, base=1.0, factor=1.6, cap=30.0), 0.8, 1.2, self._rng)
         if self.endpoints:
@@ -200,3 +200,10 @@ class Refresh:
         if state != self.state:
             self.state = state
             self.since = now
+
+
+def _in_words(error: BaseException) -> str:
+    try:
+        return str(error) or type(error).__name__
+    except Exception:  # it may be of the user's making
+        return type(error).__name__

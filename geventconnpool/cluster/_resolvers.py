@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 from geventconnpool import _check
 from geventconnpool._worker import Slice
 from geventconnpool.cluster._addresses import FAMILIES
-from geventconnpool.cluster._dns import DEFAULT_LIFETIME, DEFAULT_TIMEOUT, Answer, Client, Question
+from geventconnpool.cluster._dns import DEFAULT_LIFETIME, DEFAULT_TIMEOUT, Answer, Answers, Client, Question
 from geventconnpool.cluster._endpoints import (
     Endpoint,
     NoRecords,
@@ -79,6 +79,7 @@ class StaticResolver:
             raise TypeError(f"resolver must be a DNSResolver, not {_check.show(resolver)}")
         self._resolver = resolver or DNSResolver()
         self._hosts = Hosts(self._resolver.min_refresh, self._resolver.max_refresh)
+        self._failed: dict[Question, ResolutionError] = {}  # the last time it was asked
         self._names = {endpoint.name for endpoint in self.endpoints if not endpoint.addresses}
         self.min_refresh = self._resolver.min_refresh
         self.max_refresh = self._resolver.max_refresh
@@ -95,18 +96,31 @@ class StaticResolver:
 
         Raises :class:`ResolutionError` if no question for a host was answered.
         """
-        answers = self._hosts.look_up(self._resolver.client, self._names)
-        found_for = {question.name for question, answer in answers.items() if isinstance(answer, Answer)}
-        failures = [a for a in answers.values() if isinstance(a, ResolutionError) and not isinstance(a, NoRecords)]
-        if failures and len(failures) == len(answers):
-            raise failures[0]
+        answers, ttl = self._hosts.look_up(self._resolver.client, self._names)
+        failures = self._failures(answers)
+        if self._names and failures.keys() == self._names:
+            raise next(iter(failures.values()))
         found = self.at_hand()
         if not self._names:
             return found
         # That a host has addresses of one family only is no trouble.
-        denials = [a for q, a in answers.items() if isinstance(a, NoRecords) and q.name not in found_for]
-        outcome = "; ".join([found.outcome, *map(str, (failures or denials)[:1])])
-        return replace(found, ttl=self._hosts.ttl(self._names), outcome=outcome)
+        with_address = {question.name for question, answer in answers.items() if isinstance(answer, Answer)}
+        denials = [a for q, a in answers.items() if isinstance(a, NoRecords) and q.name not in with_address]
+        outcome = "; ".join([found.outcome, *map(str, (list(failures.values()) or denials)[:1])])
+        return replace(found, ttl=ttl, outcome=outcome)
+
+    def _failures(self, answers: Answers) -> dict[str, ResolutionError]:
+        """Return the last failure of each host of which no question was answered, now or before it was due again."""
+        for question, answer in answers.items():
+            if isinstance(answer, ResolutionError) and not isinstance(answer, NoRecords):
+                self._failed[question] = answer
+            else:
+                self._failed.pop(question, None)
+        local = at_hand(self._names)
+        all_failed = {
+            n for n in self._names if n not in local and all(Question(n, f) in self._failed for f in FAMILIES)
+        }
+        return {question.name: error for question, error in self._failed.items() if question.name in all_failed}
 
     def _completed(self, endpoint: Endpoint) -> Endpoint:
         addresses = self._hosts.addresses(endpoint.name) if endpoint.name in self._names else endpoint.addresses
@@ -174,7 +188,8 @@ class DNSResolver:
     def _resolve_addresses(self, name: str, port: int, known: _Service, over_tcp: bool) -> Resolution:
         if canonical_ip(name) is not None:
             return Resolution((Endpoint(name, port, domain=name),), outcome="an address needs no look-up")
-        told = known.hosts.look_up(self.client, [name], due_only=False, over_tcp=over_tcp).values()
+        answers, ttl = known.hosts.look_up(self.client, [name], due_only=False, over_tcp=over_tcp)
+        told = answers.values()
         denials = [answer for answer in told if isinstance(answer, NoRecords)]
         if len(denials) == len(FAMILIES):  # not those that were answered in time: the other may have addresses
             raise NoRecords(str(denials[0]), min(denial.ttl or 0.0 for denial in denials))
@@ -185,7 +200,6 @@ class DNSResolver:
             servers = found[0].server if found else "anybody in time"
             raise next(failures, None) or ResolutionError(f"{name}: no usable address from {servers}")
         endpoints = known.endpoints(_Source(_Record(address, port, 0, 1), (address,), name) for address in addresses)
-        ttl = known.hosts.ttl([name])
         outcome = f"{len(endpoints)} addresses from {found[0].server if found else 'the hosts file'}"
         return Resolution(endpoints, ttl, outcome=outcome, records=len(endpoints))
 
@@ -199,7 +213,7 @@ class DNSResolver:
             return Resolution((), answer.ttl, outcome=f"{outcome}: the service is not available", records=len(records))
         usable = _merged(record for record in records if record.is_usable)
         targets = {record.target for record in usable}
-        answers = known.hosts.look_up(self.client, targets, answer.additional)
+        answers, ttl = known.hosts.look_up(self.client, targets, answer.additional)
         domain, addresses = domain_of(service), known.hosts.addresses
         endpoints = known.endpoints(_Source(record, addresses(record.target), domain) for record in usable)
         if not endpoints:
@@ -207,8 +221,7 @@ class DNSResolver:
             raise ResolutionError(f"{question}: none of {outcome} has a usable target and address{why}")
         if len(endpoints) < len(usable):
             outcome += f", {len(usable) - len(endpoints)} without a known address"
-        ttl = min(answer.ttl, known.hosts.ttl(targets))
-        return Resolution(endpoints, ttl, outcome=outcome, records=len(records))
+        return Resolution(endpoints, min(answer.ttl, ttl), outcome=outcome, records=len(records))
 
 
 class _Service:
