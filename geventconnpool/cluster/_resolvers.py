@@ -128,7 +128,7 @@ class StaticResolver:
 
 
 class DNSResolver:
-    """Looks services up in DNS, without ever blocking the hub, patched or not.
+    """Looks services up in DNS, without ever blocking the hub, patched or not. Pools of one hub may share it.
 
     ``nameservers`` are addresses or ``(address, port)``; by default those of resolv.conf, with its search list and
     options. ``timeout`` is for one try at one server (an option of resolv.conf takes the place of the default),
