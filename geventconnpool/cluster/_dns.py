@@ -242,14 +242,16 @@ class Client:
             return answers
         waiting = deque(questions)
         work = partial(self._work, self._resolver(), waiting, answers, over_tcp, Slice())
-        workers = [Worker(work) for _ in range(min(_QUESTIONS_IN_FLIGHT, len(waiting)))]
+        self._join([Worker(work) for _ in range(min(_QUESTIONS_IN_FLIGHT, len(waiting)))])
+        return answers
+
+    def _join(self, workers: Sequence[Worker]) -> None:
         for worker in workers:
             worker.start()
         try:
             gevent.joinall(workers, timeout=self._lifetime + _GRACE)
         finally:
             gevent.killall(workers, block=False)
-        return answers
 
     def _resolver(self) -> dns.asyncresolver.Resolver:
         resolver = self._given
