@@ -18,6 +18,11 @@ def exponential(failures: int, *, base: float, factor: float, cap: float) -> flo
         return cap
 
 
+def dns_delay(failures: int) -> float:
+    """Return how long a name server is left alone after so many failures in a row, in seconds, without jitter."""
+    return exponential(failures, base=1.0, factor=1.6, cap=30.0)
+
+
 def spread(seconds: float, low: float, high: float, rng: Random) -> float:
     """Return ``seconds`` times a factor drawn evenly from [low, high]: clients that failed together part ways."""
     return seconds * rng.uniform(low, high)

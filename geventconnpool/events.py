@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from geventconnpool.cluster._endpoints import Endpoint
 
 Kind = Literal["connects", "keepalives", "calls"]
+DiscoveryState = Literal["starting", "fresh", "stale", "held", "empty", "unavailable"]
 
 __all__ = [
     "ClusterStats",
@@ -184,7 +185,7 @@ class EndpointReadmitted(Event):
 class DiscoveryChanged(Event):
     """Discovery went from one state to another; ``error`` says why it failed, if it did, ``outcome`` what was told."""
 
-    state: str
+    state: DiscoveryState
     error: BaseException | None
     outcome: str
 
@@ -256,7 +257,7 @@ class DiscoveryStats:
     ``time.monotonic()`` seconds; ``next_lookup`` is None while a look-up is under way or if there is none.
     """
 
-    state: Literal["starting", "fresh", "stale", "held", "empty", "unavailable"]
+    state: DiscoveryState
     since: float | None
     outcome: str
     last_error: BaseException | None

@@ -12,7 +12,7 @@ from math import inf
 from random import Random
 from typing import NamedTuple
 
-from geventconnpool._backoff import exponential, spread
+from geventconnpool._backoff import dns_delay, spread
 
 FAMILIES = ("A", "AAAA")
 FORGET_AFTER = 600.0  # seconds, at least
@@ -84,7 +84,7 @@ class AddressBook:
         jitter = spread(1.0, 0.8, 1.2, self._rng)
         for family, news in told.items():
             if is_lost or news.failed:
-                pause = exponential(known.failures[family], base=1.0, factor=1.6, cap=30.0) * jitter
+                pause = dns_delay(known.failures[family]) * jitter
                 known.failures[family] += 1
             else:
                 pause = max(self._min_refresh, min(news.ttl, self._max_refresh))

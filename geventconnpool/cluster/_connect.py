@@ -22,13 +22,9 @@ from geventconnpool.cluster._race import Race
 
 
 def connect(endpoint: Endpoint, timeout: float | None) -> socket.socket:
-    """Return a gevent TCP socket to the first address of ``endpoint`` that accepts, by RFC 8305.
+    """Do what :meth:`Endpoint.connect` says.
 
-    The addresses are tried by turns of their family, beginning with IPv6. An attempt that is silent for 250 ms gets
-    the next beside it, one that fails is followed by the next at once, and those that lose are closed. ``timeout``
-    bounds all attempts together, in seconds, and stays set on the socket; None means no bound. Raises the last
-    :class:`OSError`, or :class:`TimeoutError` when the time is over. An attempt that is interrupted, by a
-    ``gevent.Timeout`` or a kill, leaves no socket open.
+    An attempt that is interrupted, by a ``gevent.Timeout`` or a kill, leaves no socket open, nor do those that lose.
     """
     _check.seconds_or_none("timeout", timeout, positive=True)
     deadline = math.inf if timeout is None else time.monotonic() + timeout
@@ -48,9 +44,9 @@ def _addresses(endpoint: Endpoint) -> Sequence[str]:
     """Return the IP addresses of ``endpoint``; one that brings none is looked up. The caller bounds the time."""
     if endpoint.addresses:
         return endpoint.addresses
-    from geventconnpool.cluster._hosts import look_up  # with dnspython, which others do without
+    from geventconnpool.cluster._hosts import addresses_of  # with dnspython, which others do without
 
-    return look_up(endpoint.name)
+    return addresses_of(endpoint.name)
 
 
 class _Attempts:

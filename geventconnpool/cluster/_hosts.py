@@ -33,10 +33,11 @@ _FAMILY_OF = {1: "A", 28: "AAAA"}  # by the number that a record bears
 
 
 class Found(NamedTuple):
-    """What a look-up of hosts brought: the answers, and for how many seconds all addresses hold."""
+    """What a look-up brought: the answers, for how many seconds all addresses hold, and hosts that need no answer."""
 
     answers: Answers
     ttl: float
+    at_hand: Collection[str]
 
 
 class Hosts:
@@ -62,7 +63,7 @@ class Hosts:
         """Take what is at hand and what ``came_along``, and ask for the rest: what is due, or everything."""
         part = Slice()
         self._book.keep(hosts, monotonic())
-        local = at_hand(part.through(hosts))
+        local = _at_hand(part.through(hosts))
         for host, addresses in local.items():
             self._book.given(host, addresses)
         remote = {host for host in hosts if host not in local}
@@ -73,7 +74,7 @@ class Hosts:
         self._learn(_told(part.through(answers.items())), now, part)
         # The hosts file has no time to live. It is local: a look now and then finds a change.
         ttl = min(self._book.next_due(remote) - now, self._max_refresh if local else inf)
-        return Found(answers, max(0.0, ttl))
+        return Found(answers, max(0.0, ttl), local)
 
     def _questions(self, hosts: Iterable[str], now: float, due_only: bool) -> list[Question]:
         pairs = self._book.due(hosts, now) if due_only else [(host, family) for host in hosts for family in FAMILIES]
@@ -89,7 +90,7 @@ class Hosts:
             self._book.learned(host, news, now)
 
 
-def look_up(host: str) -> tuple[str, ...]:
+def addresses_of(host: str) -> tuple[str, ...]:
     """Return the addresses of ``host``, asking the name servers of resolv.conf.
 
     Raises :class:`socket.gaierror` if there are none (``EAI_NONAME``) or if nobody knows (``EAI_AGAIN``).
@@ -111,7 +112,7 @@ def failure_of(answers: Answers) -> ResolutionError | None:
     return min(errors, key=lambda error: isinstance(error, NoRecords), default=None)
 
 
-def at_hand(hosts: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def _at_hand(hosts: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Return the addresses of those for which nobody is to be asked: their own, or those in the hosts file."""
     file = _hosts_file.entries()
     found = {}

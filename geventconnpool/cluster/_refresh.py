@@ -31,12 +31,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from random import Random
-from typing import Literal
 
-from geventconnpool._backoff import exponential, spread
+from geventconnpool._backoff import dns_delay, spread
 from geventconnpool.cluster._endpoints import Endpoint, NoRecords, Resolution
-
-State = Literal["starting", "fresh", "stale", "held", "empty", "unavailable"]
+from geventconnpool.events import DiscoveryState
 
 LOOKUPS_TO_BELIEVE = 3  # that say in a row that there is nothing
 HELD_REFRESH = 5.0  # seconds, at most, between these
@@ -64,7 +62,7 @@ class Refresh:
         self.endpoints: tuple[Endpoint, ...] | None = None  # None: nothing is known yet
         self.due = -math.inf  # inf while a look-up is under way, and for ever after an answer without a ttl
         self.gives_up_at = math.inf  # when a stale set has been kept for long enough
-        self.state: State = "starting"
+        self.state: DiscoveryState = "starting"
         self.since: float | None = None  # when `state` was entered; None before the first look-up
         self.outcome = ""  # of the last look-up, in words
         self.last_error: BaseException | None = None  # None again after an answer
@@ -140,7 +138,7 @@ class Refresh:
         failures = self._failures
         self._finished(error, _in_words(error), now)
         self._failures = failures + 1
-        self.due = now + spread(exponential(failures, base=1.0, factor=1.6, cap=30.0), 0.8, 1.2, self._rng)
+        self.due = now + spread(dns_delay(failures), 0.8, 1.2, self._rng)
         if self.endpoints:
             self._enter("stale", now)
             if self._bounds.max_stale is not None and self._unanswered_since is not None:
@@ -196,7 +194,7 @@ class Refresh:
         elif self._unanswered_since is None:
             self._unanswered_since = now
 
-    def _enter(self, state: State, now: float) -> None:
+    def _enter(self, state: DiscoveryState, now: float) -> None:
         if state != self.state:
             self.state = state
             self.since = now

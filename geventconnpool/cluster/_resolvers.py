@@ -22,7 +22,7 @@ from geventconnpool.cluster._endpoints import (
     is_host,
     parse_service,
 )
-from geventconnpool.cluster._hosts import Hosts, at_hand, failure_of
+from geventconnpool.cluster._hosts import Hosts, failure_of
 from geventconnpool.cluster._refresh import DEFAULT_BOUNDS, Bounds
 
 _DNS_PORT = 53
@@ -96,8 +96,8 @@ class StaticResolver:
 
         Raises :class:`ResolutionError` if no question for a host was answered.
         """
-        answers, ttl = self._hosts.look_up(self._resolver.client, self._names)
-        failures = self._failures(answers)
+        answers, ttl, at_hand = self._hosts.look_up(self._resolver.client, self._names)
+        failures = self._failures(answers, self._names.difference(at_hand))
         if self._names and failures.keys() == self._names:
             raise next(iter(failures.values()))
         found = self.at_hand()
@@ -109,18 +109,15 @@ class StaticResolver:
         outcome = "; ".join([found.outcome, *map(str, (list(failures.values()) or denials)[:1])])
         return replace(found, ttl=ttl, outcome=outcome)
 
-    def _failures(self, answers: Answers) -> dict[str, ResolutionError]:
-        """Return the last failure of each host of which no question was answered, now or before it was due again."""
+    def _failures(self, answers: Answers, names: Iterable[str]) -> dict[str, ResolutionError]:
+        """Return the last failure of each of which no question was answered, now or before it was due again."""
         for question, answer in answers.items():
             if isinstance(answer, ResolutionError) and not isinstance(answer, NoRecords):
                 self._failed[question] = answer
             else:
                 self._failed.pop(question, None)
-        local = at_hand(self._names)
-        all_failed = {
-            n for n in self._names if n not in local and all(Question(n, f) in self._failed for f in FAMILIES)
-        }
-        return {question.name: error for question, error in self._failed.items() if question.name in all_failed}
+        failed = {name for name in names if all(Question(name, family) in self._failed for family in FAMILIES)}
+        return {question.name: error for question, error in self._failed.items() if question.name in failed}
 
     def _completed(self, endpoint: Endpoint) -> Endpoint:
         addresses = self._hosts.addresses(endpoint.name) if endpoint.name in self._names else endpoint.addresses
@@ -188,14 +185,14 @@ class DNSResolver:
     def _resolve_addresses(self, name: str, port: int, known: _Service, over_tcp: bool) -> Resolution:
         if canonical_ip(name) is not None:
             return Resolution((Endpoint(name, port, domain=name),), outcome="an address needs no look-up")
-        answers, ttl = known.hosts.look_up(self.client, [name], due_only=False, over_tcp=over_tcp)
+        answers, ttl, at_hand = known.hosts.look_up(self.client, [name], due_only=False, over_tcp=over_tcp)
         told = answers.values()
         denials = [answer for answer in told if isinstance(answer, NoRecords)]
         if len(denials) == len(FAMILIES):  # not those that were answered in time: the other may have addresses
             raise NoRecords(str(denials[0]), min(denial.ttl or 0.0 for denial in denials))
         found = [answer for answer in told if isinstance(answer, Answer)]
         addresses = known.hosts.addresses(name)
-        if not at_hand([name]) and not (found and addresses):
+        if not at_hand and not (found and addresses):
             failures = (answer for answer in told if isinstance(answer, ResolutionError) and answer not in denials)
             servers = found[0].server if found else "anybody in time"
             raise next(failures, None) or ResolutionError(f"{name}: no usable address from {servers}")
@@ -213,7 +210,7 @@ class DNSResolver:
             return Resolution((), answer.ttl, outcome=f"{outcome}: the service is not available", records=len(records))
         usable = _merged(record for record in records if record.is_usable)
         targets = {record.target for record in usable}
-        answers, ttl = known.hosts.look_up(self.client, targets, answer.additional)
+        answers, ttl, _ = known.hosts.look_up(self.client, targets, answer.additional)
         domain, addresses = domain_of(service), known.hosts.addresses
         endpoints = known.endpoints(_Source(record, addresses(record.target), domain) for record in usable)
         if not endpoints:
