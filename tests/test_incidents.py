@@ -119,9 +119,9 @@ def test_a_timeout_round_a_get_is_not_swallowed_by_its_clean_up(make: Any) -> No
 def test_connections_are_not_trapped_behind_waiters_whose_time_is_over(make: Any) -> None:
     pool = make(1)
     lent = pool.acquire()
-    late = waiting(pool, 1000, timeout=0.5)
+    late = [gevent.spawn(pool.acquire, timeout=0.5) for _ in range(1000)]  # they run, and queue, in this order
     (live,) = [gevent.spawn(pool.acquire)]
-    gevent.joinall(late, timeout=10)
+    gevent.joinall(late, timeout=30)
     pool.release(lent)
 
     assert live.get(timeout=1) is lent
