@@ -1338,7 +1338,7 @@ def test_connects_that_fail_side_by_side_count_once_for_the_delay():
 def test_the_first_delay_is_the_same_if_the_connect_that_fails_began_before_the_last_success():
     def make_pool(failed_at):
         def late():
-            gevent.sleep(0.03)
+            wait_until(lambda: pool.stats().open == 2)  # the success that it began before, and the one that led to
             failed_at.append(time.monotonic())
             raise OSError("late")
 
@@ -1346,7 +1346,8 @@ def test_the_first_delay_is_the_same_if_the_connect_that_fails_began_before_the_
             gevent.sleep(0.01)
             return Connection()
 
-        return Pool(3, script=[OSError("early"), succeed, late])
+        pool = Pool(3, script=[OSError("early"), succeed, late])
+        return pool
 
     failed_at: list[list[float]] = [[] for _ in range(8)]
     pools = [make_pool(times) for times in failed_at]
