@@ -335,7 +335,7 @@ class Slots:
         if cause is not None:
             self._retire(slot, cause)
         elif slot.probe and self.has_keepalive:
-            self._check(slot)
+            self._check(slot, now)
         elif slot.probe:
             self._probe_passed(slot, now)
         else:
@@ -458,8 +458,9 @@ class Slots:
     def _may_check(self) -> bool:
         return bool(self.keepalive and self.idle) and self.checking < max(1, self.size // 4)
 
-    def _check(self, slot: Slot) -> None:
+    def _check(self, slot: Slot, now: float) -> None:
         slot.state = CHECKING
+        slot.since = now
         self.checking += 1
         self.queue.todo.append((CHECK, slot))
 
@@ -481,7 +482,7 @@ class Slots:
         else:
             self._free(slot, now)
             if self.observer is not None:
-                self.observer.kept_alive(now)
+                self.observer.kept_alive(slot.since, now)
         self.plan(now)
 
     @transition
@@ -696,7 +697,7 @@ class Slots:
             self._connect(now)
         if self.mode is RUNNING:
             while self._may_check and self._check_due <= now:
-                self._check(self._remove(self._coldest()))
+                self._check(self._remove(self._coldest()), now)
             self.queue.ring_at(self._next_due(now), self)
         self.queue.planned(now)
 

@@ -15,18 +15,19 @@ PACKAGE = ROOT / "geventconnpool"
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 LEAVES = {"errors", "events", "_backoff", "_check"}
-CLUSTER_LEAVES = {"cluster._endpoints", "cluster._outliers", "cluster._balancers"}
+CLUSTER_LEAVES = {"cluster._endpoints", "cluster._outliers", "cluster._load"}
 # What the pure modules may import of ours.
 PURE = {
     **{name: set[str]() for name in LEAVES},
     **{name: {"_backoff", "_check"} for name in CLUSTER_LEAVES},
     "_queue": LEAVES | {"cluster._endpoints"},
     "_slots": LEAVES | {"_queue", "cluster._endpoints"},
+    "cluster._balancers": {"cluster._load"},
     "cluster._race": LEAVES,
     "cluster._addresses": {"_backoff"},
     "cluster._wire": set(),
     "cluster._refresh": LEAVES | {"cluster._endpoints"},
-    "cluster._members": LEAVES | CLUSTER_LEAVES | {"_queue", "_slots"},
+    "cluster._members": LEAVES | CLUSTER_LEAVES | {"_queue", "_slots", "cluster._balancers"},
 }
 # Functions of packages that are not pure, which are.
 PURE_FUNCTIONS = {f"socket.{name}" for name in ("AF_INET6", "inet_ntoa", "inet_ntop")}
@@ -138,10 +139,6 @@ def test_pure_modules_load_no_gevent():
 @pytest.mark.parametrize("name", ["RetryBudget", "NoSuchName"])
 def test_a_name_that_is_not_there_is_an_import_error(name):
     assert run(f"try:\n    from geventconnpool import {name}\nexcept ImportError as e: print('absent')") == "absent"
-
-
-def test_a_balancer_that_is_not_there_yet_is_an_import_error():
-    assert run("try:\n    from geventconnpool.cluster import PeakEWMA\nexcept ImportError: print('absent')") == "absent"
 
 
 def test_public_names_of_the_package_are_sorted_and_exist():

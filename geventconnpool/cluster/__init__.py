@@ -1,6 +1,6 @@
 """A pool over all endpoints of a service."""
 
-from geventconnpool.cluster._balancers import LeastLoaded, RoundRobin
+from geventconnpool.cluster._balancers import LeastLoaded, PeakEWMA, RoundRobin
 from geventconnpool.cluster._endpoints import Endpoint, NoRecords, Resolution, ResolutionError
 from geventconnpool.cluster._outliers import OutlierDetection
 from geventconnpool.cluster._pool import ClusterPool
@@ -13,6 +13,7 @@ __all__ = [
     "LeastLoaded",
     "NoRecords",
     "OutlierDetection",
+    "PeakEWMA",
     "Resolution",
     "ResolutionError",
     "Resolver",

@@ -20,20 +20,22 @@ available and has the lowest SRV priority that has an available member (RFC 2782
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
-from math import exp, inf
+from math import inf
 from random import Random
 from typing import Final, Literal
 
 from geventconnpool import _queue, events
 from geventconnpool._backoff import exponential, spread
 from geventconnpool._check import show, without_traceback
-from geventconnpool._queue import ERROR, Queue, Slot, Waiter, transition
+from geventconnpool._queue import ERROR, IN_USE, INTERRUPTED, Queue, Slot, Waiter, transition
 from geventconnpool._slots import Slots
 from geventconnpool.cluster._balancers import HARDLY_EVER, Balancer
 from geventconnpool.cluster._endpoints import Endpoint, is_changed
+from geventconnpool.cluster._load import TRIAL, Load, Peers
 from geventconnpool.cluster._outliers import OutlierDetection
 from geventconnpool.errors import PoolClosed, PoolUnavailable
 
@@ -44,11 +46,16 @@ CONNECTS: Final = "connects"
 KEEPALIVES: Final = "keepalives"
 CALLS: Final = "calls"
 
-LATENCY_DECAY = 10.0  # seconds after which a call counts for 1/e in the average
 Change = Callable[[float], None]
 
 SETS_REMEMBERED = 100  # of avoided endpoints
 GOOD_CALLS_IN_A_ROW = 20  # after which a failure is no relapse
+LONGEST_PAUSE = 60.0  # seconds a failure costs at most, where nothing is ejected
+LEAST_SHARE = 0.1  # with which slow start begins
+FINEST_LOOK = 0.001  # seconds between two looks at what changes by itself
+LOOKS_PER_RAMP = 30
+DRAWS = 4  # of a large cluster
+SURVEY = 1.0  # seconds between two looks at all endpoints of a large cluster
 
 
 class ClusterQueue(Queue):
@@ -86,7 +93,7 @@ class ClusterQueue(Queue):
 class Member:
     """One endpoint of the cluster. Reports of its pool come in here; what they mean is decided by ``Members``."""
 
-    def __init__(self, members: Members, endpoint: Endpoint, pool: Slots) -> None:
+    def __init__(self, members: Members, endpoint: Endpoint, pool: Slots, now: float) -> None:
         self._members = members
         self.endpoint = endpoint
         self.pool = pool
@@ -103,34 +110,96 @@ class Member:
         self.failed_probes = 0
         self.is_probing = False
         self.is_cut = False  # calls were in flight when its time to drain was over
-        self.latency: float | None = None
-        self._latency_at = -inf
+        self.load = Load(members.peers, now)
+        self.look_at = -inf  # when the age of its calls, its slow start or a trial may change the key of its load
+        self._slow_until = -inf  # its weight grows until then
 
     @property
     def in_flight(self) -> int:
         return self.pool.in_use
 
+    @property
+    def latency(self) -> float | None:
+        return self.load.latency
+
+    @property
+    def full_weight(self) -> float:
+        """Its weight without slow start."""
+        return float(self.endpoint.weight) or HARDLY_EVER
+
+    # What it would cost to use it.
+
+    def weigh(self, now: float) -> None:
+        pool = self.pool
+        self.load.weigh(pool.in_use + pool.connecting + pool.waiting, now)
+
+    def look(self, now: float) -> None:
+        """Weigh what changes by itself: the age of calls, slow start, and whether it is to be tried."""
+        load, pool = self.load, self.pool
+        self.weight = self.full_weight * self._share(now)
+        load.unit = self.weight / load.peers.weight
+        load.oldest = self._oldest_call() if pool.in_use else inf
+        load.weigh(pool.in_use + pool.connecting + pool.waiting, now)
+        latency = load.latency or load.peers.typical
+        age = max(0.0, now - load.oldest)
+        self.look_at = now + max(FINEST_LOOK, latency - age, 0.1 * age)
+        if load.tried_at + TRIAL > now:
+            self.look_at = min(self.look_at, load.tried_at + TRIAL)
+        if self.is_slow(now):
+            self.look_at = min(self.look_at, now + self._members.slow_start / LOOKS_PER_RAMP)
+
+    def _oldest_call(self) -> float:
+        """Return when the call in flight began that began first of those that were not overtaken by another."""
+        heard_at = self.load.heard_at
+        return min((s.since for s in self.pool.slots if s.state is IN_USE and s.since > heard_at), default=inf)
+
+    def is_slow(self, now: float) -> bool:
+        """Say whether it does not have its full weight yet."""
+        return self._slow_until > now
+
+    def start_slowly(self, now: float) -> None:
+        self.load.renew(now)
+        self._slow_until = now + self._members.slow_start
+
+    def _share(self, now: float) -> float:
+        """Return how much of its weight counts during slow start: from a tenth to all of it, linearly (as in Envoy)."""
+        left = self._slow_until - now
+        return 1.0 if left <= 0.0 else 1.0 - (1.0 - LEAST_SHARE) * left / self._members.slow_start
+
     # Reports, as ``_queue.Observer`` says.
 
     def connected(self, now: float) -> None:
         self.failures[CONNECTS] = 0
+        self.weigh(now)
 
     def connect_failed(self, error: BaseException, now: float) -> None:
         self._members.failed(self, CONNECTS, error, now)
+        self.weigh(now)
 
-    def kept_alive(self, now: float) -> None:
+    def kept_alive(self, began: float, now: float) -> None:
         self.failures[CONNECTS] = self.failures[KEEPALIVES] = 0
+        self.load.kept_alive(began)
+        self.weigh(now)
 
     def keepalive_failed(self, error: BaseException, now: float) -> None:
         self._members.failed(self, KEEPALIVES, error, now)
 
     def call_ended(self, verdict: str | None, error: BaseException | None, seconds: float, now: float) -> None:
-        self._note_latency(seconds, now)
-        if verdict is None:
-            self._note_good_call()
-        elif verdict is ERROR:
+        load = self.load
+        if verdict is ERROR:
             self.good_calls = 0
+            load.failed(now, self._members.longest_pause)
             self._members.failed(self, CALLS, error, now)
+        else:
+            if load.latency is None:
+                self._members.look_at = -inf  # something is known that others may be measured by
+            load.measured(seconds, self.pool.in_use, now)
+        if verdict is None:
+            load.succeeded(now - seconds)
+            self._note_good_call()
+        if verdict is not INTERRUPTED:
+            load.answered(now - seconds)
+        self.weigh(now)
 
     def probed(self, error: BaseException | None, now: float) -> None:
         self._members.probed(self, error, now)
@@ -148,13 +217,7 @@ class Member:
         if self.good_calls % GOOD_CALLS_IN_A_ROW == 0:
             self.is_on_trial = False
             self.relapses = max(0, self.relapses - 1)
-
-    def _note_latency(self, seconds: float, now: float) -> None:
-        if self.latency is None:
-            self.latency = seconds
-        else:
-            self.latency += (seconds - self.latency) * (1.0 - exp((self._latency_at - now) / LATENCY_DECAY))
-        self._latency_at = now
+            self.load.proven()
 
 
 class Members:
@@ -176,6 +239,7 @@ class Members:
         outlier: OutlierDetection | None,
         drain_timeout: float,
         rng: Random,
+        slow_start: float = 0.0,
     ) -> None:
         self.name = name
         self.queue = queue
@@ -192,6 +256,12 @@ class Members:
         self._closed_pool = closed_pool
         self._ask = ask
         self._outlier = outlier
+        self.longest_pause = LONGEST_PAUSE if outlier is None else outlier.max_ejection_time
+        self.slow_start = slow_start
+        self.peers = Peers()
+        self._sample: int = getattr(balancer, "sample", sys.maxsize)
+        self._turn = 0  # who of many is looked at next
+        self.look_at = -inf  # when a key or a weight may change by itself
         self._drain_timeout = drain_timeout
         self._rng = rng
         self._members: dict[tuple[str, int], Member] = {}  # by what makes endpoints equal
@@ -239,8 +309,61 @@ class Members:
 
     def take(self, avoid: Collection[Endpoint], now: float) -> Slot | None:
         """Choose an eligible member with an idle connection and hand that out: one step. None if there is none."""
-        candidates = [member for member in self.eligible(avoid) if member.pool.idle]
-        return self._choose(candidates, now).pool.take(now) if candidates else None
+        if now >= self.look_at:
+            self._look(now)
+        eligible = self.eligible(avoid)
+        candidates = self._candidates(eligible, now)
+        if not candidates:
+            return None
+        if self._grows and not self.is_shut:
+            chosen = self._choose_or_grow(eligible, candidates, now)
+        else:
+            chosen = self._choose(candidates, now)
+        slot = chosen.pool.take(now)
+        chosen.weigh(now)
+        return slot
+
+    def _choose_or_grow(self, eligible: Sequence[Member], candidates: Sequence[Member], now: float) -> Member:
+        """Choose; if one that has none idle is preferred, have it open one, and choose among the others."""
+        able = [member for member in self._some(eligible) if not member.pool.idle and member.pool.may_grow(now)]
+        chosen = self._choose([*candidates, *able], now)
+        if chosen.pool.idle:
+            return chosen
+        chosen.pool.open_one(now)
+        chosen.weigh(now)
+        return self._choose(candidates, now)
+
+    def _candidates(self, eligible: Sequence[Member], now: float) -> Sequence[Member]:
+        """Return those who can serve at once; of many, some, one of which is whose turn it is to be looked at."""
+        candidates = [member for member in self._some(eligible) if member.pool.idle]
+        if len(eligible) > self._sample:
+            for member in candidates:
+                if now >= member.look_at:
+                    member.look(now)
+        return candidates or [member for member in eligible if member.pool.idle]
+
+    def _some(self, eligible: Sequence[Member]) -> Sequence[Member]:
+        """Return all of a few; of many, a few at random, and whose turn it is."""
+        if len(eligible) <= self._sample:
+            return eligible
+        self._turn = (self._turn + 1) % len(eligible)
+        drawn = {self._turn, *(int(self._rng.random() * len(eligible)) for _ in range(DRAWS))}
+        return [eligible[i] for i in drawn]
+
+    def _look(self, now: float) -> None:
+        """See what has changed by itself. Of a large cluster, only who is drawn is looked at in detail."""
+        available = self.available
+        if not available:
+            return
+        weights = [member.full_weight for member in available]
+        is_even = min(weights) == max(weights) and not any(member.is_slow(now) for member in available)
+        self.peers.measure([member.load for member in available], weights, is_even=is_even)
+        if len(available) > self._sample:
+            self.look_at = now + SURVEY
+            return
+        for member in available:
+            member.look(now)
+        self.look_at = min(member.look_at for member in available)
 
     def _choose(self, candidates: Sequence[Member], now: float) -> Member:
         """Ask the balancer, which may be the user's and is asked inside transitions: they must not break with it."""
@@ -302,6 +425,7 @@ class Members:
         available = self.available
         self._eligible = tuple(_lowest_priority(available))
         self._eligible_but.clear()
+        self.look_at = -inf
         waiting = list(self.queue.waiting) if any(member.pool.idle for member in available) else ()
         for waiter in waiting:
             slot = None if waiter.only is not None else self.take(waiter.avoid, now)
@@ -363,7 +487,9 @@ class Members:
 
     def _add(self, endpoint: Endpoint, now: float) -> None:
         pool = self._open_pool(endpoint)
-        member = Member(self, endpoint, pool)
+        member = Member(self, endpoint, pool, now)
+        if any(other.latency is not None and not other.is_slow(now) for other in self.available):
+            member.start_slowly(now)
         pool.observer = member
         self._grows = pool.min_size < pool.size
         self._members[_key(endpoint)] = member
@@ -379,7 +505,8 @@ class Members:
 
     def _replace(self, member: Member, endpoint: Endpoint, now: float) -> None:
         previous, member.endpoint = member.endpoint, endpoint
-        member.weight = float(endpoint.weight) or HARDLY_EVER
+        member.weight = member.full_weight
+        self.look_at = -inf
         member.pool.endpoint = endpoint
         self.queue.news.append(events.EndpointUpdated(self.name, endpoint, previous))
         member.pool.moved(previous.addresses, endpoint.addresses)
@@ -480,7 +607,7 @@ class Members:
         if error is None:
             self._readmit(member, now)
             return
-        seconds = spread(exponential(member.failed_probes, base=1.0, factor=2.0, cap=5.0), 0.8, 1.2, self._rng)
+        seconds = spread(exponential(member.failed_probes, base=1.0, factor=2.0, cap=5.0), 0.5, 1.0, self._rng)
         member.failed_probes += 1
         member.last_error = self.last_error = error
         member.until = now + seconds
@@ -492,6 +619,7 @@ class Members:
         member.is_on_trial = True
         member.good_calls = 0
         member.forget_failures()
+        member.start_slowly(now)
         self.queue.news.append(events.EndpointReadmitted(self.name, member.endpoint))
         self._activate(member, now)
         self._eligibility_changed(now)

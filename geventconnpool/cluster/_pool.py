@@ -27,7 +27,7 @@ from geventconnpool._queue import CAUSES, Gate, Slot, Waiter
 from geventconnpool._retry import places_to_avoid
 from geventconnpool._slots import Slots
 from geventconnpool._worker import Slice
-from geventconnpool.cluster._balancers import Balancer, LeastLoaded
+from geventconnpool.cluster._balancers import Balancer, PeakEWMA
 from geventconnpool.cluster._endpoints import Endpoint, NoRecords, Resolution, parse_service
 from geventconnpool.cluster._members import Change, ClusterQueue, Member, Members
 from geventconnpool.cluster._outliers import OutlierDetection
@@ -253,6 +253,7 @@ class Plan:
     balancer: Callable[[], Balancer]
     outlier: OutlierDetection | None
     drain_timeout: float
+    slow_start: float
 
 
 class ClusterLender(Lender):
@@ -281,6 +282,7 @@ class ClusterLender(Lender):
             outlier=plan.outlier,
             drain_timeout=plan.drain_timeout,
             rng=rng,
+            slow_start=plan.slow_start,
         )
         self._balancer = None
         self.begin(engine)
@@ -295,8 +297,8 @@ class ClusterLender(Lender):
 
     def take(self, now: float) -> Slot | None:
         slot = self.members.take(places_to_avoid(self.engine), now)
-        if self.engine.queue.news:
-            self.engine.act()  # the balancer failed
+        if self.engine.queue.news or self.engine.queue.todo:
+            self.engine.act()  # the balancer failed, or would rather have one that is to be opened
         return slot
 
     def new_waiter(self, now: float) -> Waiter:
@@ -497,9 +499,12 @@ class ClusterPool(Borrowing[C]):
     ``resolver``
         who is asked for ``service``; default: :class:`DNSResolver`.
     ``balancer``
-        :class:`LeastLoaded`, :class:`RoundRobin`, or any class or callable that makes an object with their ``choose``.
+        :class:`PeakEWMA` (the least expected latency), :class:`LeastLoaded`, :class:`RoundRobin`, or any class or
+        callable that makes an object with their ``choose``.
     ``outlier``
         when endpoints are ejected, an :class:`OutlierDetection`; None: never.
+    ``slow_start``
+        seconds in which an endpoint that is new among others, or back, goes from a tenth of its weight to all of it.
     ``drain_timeout``
         seconds that calls to an endpoint which left DNS have to finish; then it is closed under its users.
 
@@ -521,8 +526,9 @@ class ClusterPool(Borrowing[C]):
         keepalive: float | None = None,
         *,
         resolver: Resolver | None = None,
-        balancer: Callable[[], Balancer] = LeastLoaded,
+        balancer: Callable[[], Balancer] = PeakEWMA,
         outlier: OutlierDetection | None = OutlierDetection(),  # noqa: B008  # a frozen value
+        slow_start: float = 3.0,
         drain_timeout: float = 30.0,
         timeout: float | None = None,
         min_size: int | None = None,
@@ -561,8 +567,15 @@ class ClusterPool(Borrowing[C]):
         resolver, question = _who_to_ask(service, resolver)
         if outlier is not None and not isinstance(outlier, OutlierDetection):
             raise TypeError(f"outlier must be an OutlierDetection or None, not {show(outlier)}")
-        seconds = _check.seconds("drain_timeout", drain_timeout)
-        self._lender = ClusterLender(options, Plan(resolver, question, balancer, outlier, seconds), self)
+        plan = Plan(
+            resolver,
+            question,
+            balancer,
+            outlier,
+            drain_timeout=_check.seconds("drain_timeout", drain_timeout),
+            slow_start=_check.seconds("slow_start", slow_start),
+        )
+        self._lender = ClusterLender(options, plan, self)
         self._lender.start()
 
     def _new_connection(self, endpoint: Endpoint) -> C:

@@ -1,0 +1,215 @@
+"""What a cluster knows of how one endpoint fares, and what it expects a call to it to cost. Pure.
+
+The cost of a call is the time that it is expected to take, in seconds::
+
+    latency * max(1, (in_flight + unit) / (level + unit))
+
+``latency`` is an average over about ``DECAY`` seconds that is sensitive to peaks (after Finagle's Peak EWMA): a call
+that takes ``SURPRISE`` times as long as the longest of late is believed at once. ``level`` is how many other calls were
+in flight when it was measured, or usually are at its peers if that is more: a latency that was seen under load is not
+multiplied by that load again. ``unit`` is the weight over the mean weight: at twice the weight, twice as many calls in
+flight make no difference. While a call is in flight for longer than ``latency``, its age stands for it, unless one that
+began later has returned: what hangs is seen before it returns, and a long call among short ones is no hang.
+
+A call that fails costs ``FAILURE_COST`` instead, or who refuses everything at once would look quick (Linkerd's balancer
+biases its load in this way). That has to be taken off again, or it would outlive the fault::
+
+             a call fails             a good call begun after it, or a keepalive begun ``pause`` after it
+    (clear) -------------> (charged) --------------------------------------------------------------------> (clear)
+
+Keepalives may pass where calls fail, so ``pause`` is doubled by the first failure after a clearing by keepalive; 20
+good calls in a row make it ``FIRST_PAUSE`` again. A good call that began before the failure clears nothing: a server
+that refuses what is new still finishes what is old.
+
+Endpoints that are about equally good get their shares, in proportion to their weights: each call adds ``1 / unit`` to
+what an endpoint has ``spent``, in rounds, and an endpoint that is a round ahead of the others is taken for ``STEP`` (a
+logarithm) dearer than it is: stride scheduling (Waldspurger and Weihl 1995), but latency may bend the shares. It never
+counts for more than ``EVEN``, or ``WEIGHTED`` while weights differ: who is slower than that gets less. ``EVEN`` is
+small, because what looks like noise in the latencies is news of queues that others fill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp, inf, log
+
+DECAY = 10.0  # seconds after which a sample counts for 1/e
+SURPRISE = 2.0
+PRIOR = 5.0  # samples that the latency of its peers counts for with an endpoint that has none yet
+FAILURE_COST = 5.0  # seconds
+FIRST_PAUSE = 1.0  # seconds
+TRIAL = 10.0  # seconds after which an endpoint is tried, whatever it costs
+TRIED_FIRST = -1e12  # makes the key of one that is due to be tried: below all others, those who wait longest first
+LEAST = 1e-6  # seconds: less cannot be measured
+STEP, EVEN, WEIGHTED = 0.02, 0.1, 0.5
+
+
+class Peers:
+    """What the loads of one cluster have in common, and are compared by."""
+
+    __slots__ = ("lag", "level", "number", "rounds", "typical", "weight")
+
+    def __init__(self) -> None:
+        self.rounds = 0.0  # played so far; in one, each of equal endpoints has one call
+        self.number = 1
+        self.weight = 1.0  # the mean
+        self.lag = EVEN / STEP  # how many rounds an endpoint may be ahead of the others, or behind
+        self.typical = LEAST  # seconds: the median of the latencies, to be assumed where none is known
+        self.level = 0.0  # the mean
+
+    def measure(self, loads: Sequence[Load], weights: Sequence[float], *, is_even: bool) -> None:
+        """Take note of who is available now, with the full weight of each; say whether all now have the same."""
+        self.number = len(weights)
+        self.weight = sum(weights) / self.number
+        self.lag = (EVEN if is_even else WEIGHTED) / STEP
+        latencies = sorted(load.latency for load in loads if load.latency is not None)
+        self.typical = latencies[len(latencies) // 2] if latencies else LEAST
+        self.level = sum(load.level for load in loads) / self.number
+
+
+class Load:
+    """How one endpoint fares. ``key`` is what is compared: the logarithm of the cost, and how far it is ahead."""
+
+    __slots__ = (
+        "_at",
+        "_is_doubtful",
+        "_peak",
+        "_samples",
+        "charged_at",
+        "heard_at",
+        "key",
+        "latency",
+        "level",
+        "oldest",
+        "pause",
+        "peers",
+        "spent",
+        "tried_at",
+        "unit",
+    )
+
+    def __init__(self, peers: Peers, now: float) -> None:
+        self.peers = peers
+        self.latency: float | None = None
+        self.level = 0.0
+        self.unit = 1.0
+        self.spent = peers.rounds
+        self.key = 0.0
+        self.tried_at = now
+        self.heard_at = -inf  # when the call began that began last of all that have returned
+        self.oldest = inf  # when the call in flight began that began first after that; as of the last look
+        self.charged_at: float | None = None  # when the last call failed, if nothing has cleared that
+        self.pause = FIRST_PAUSE
+        self._at = now  # of the last sample
+        self._samples = 0.0  # that ``latency`` rests on
+        self._peak = 0.0
+        self._is_doubtful = False  # cleared by a keepalive, and no call has shown yet whether that was right
+
+    def measured(self, seconds: float, level: int, now: float) -> None:
+        """A call took so long, or was interrupted after so many seconds, with so many others in flight at its end."""
+        seconds = max(seconds, LEAST)
+        silence = now - self._at
+        self._at = now
+        if self.latency is None:
+            self._assume()
+        if seconds >= SURPRISE * self._peak:
+            self.latency = self._peak = seconds
+            self.level = float(level)
+            self._samples = 1.0
+            return
+        fade = exp(-silence / DECAY)
+        samples = self._samples = self._samples * fade + 1.0
+        share = max(1.0 / samples, 1.0 - fade)
+        latency = self.latency or 0.0
+        self.latency = latency = latency + (seconds - latency) * share
+        self.level += (level - self.level) * share
+        peak = latency + (self._peak - latency) * fade
+        self._peak = peak if peak > seconds else seconds
+
+    def _assume(self) -> None:
+        """Begin with what is typical, if anything is: one quick call makes nobody the quickest."""
+        if self.peers.typical > LEAST:
+            self.latency = self.peers.typical
+            self._peak = SURPRISE * self.latency
+            self._samples = PRIOR
+        else:
+            self._peak = 0.0
+
+    def renew(self, now: float) -> None:
+        """What was is no guide to what will be: it counts as the typical one, and has nothing to catch up with."""
+        self.tried_at = now
+        self.latency = None
+        self.level = 0.0
+        self.spent = self.peers.rounds
+        self._clear()
+
+    # -- the cost of failures ------------------------------------------------------------------------------------------
+
+    def failed(self, now: float, longest_pause: float) -> None:
+        """A call failed."""
+        if self._is_doubtful:
+            self._is_doubtful = False
+            self.pause = min(2.0 * self.pause, longest_pause)
+        self.charged_at = now
+
+    def answered(self, began: float) -> None:
+        """A call has returned, and not because its caller lost patience."""
+        if began > self.heard_at:
+            self.heard_at = began
+
+    def succeeded(self, began: float) -> None:
+        """A call was good; one that began before the failure says nothing about what came after it."""
+        if self.charged_at is None or began >= self.charged_at:
+            self.charged_at = None
+            self._is_doubtful = False
+
+    def kept_alive(self, began: float) -> None:
+        """A keepalive passed."""
+        if self.charged_at is not None and began >= self.charged_at + self.pause:
+            self._clear()
+
+    def _clear(self) -> None:
+        if self.charged_at is not None:
+            self.charged_at = None
+            self._is_doubtful = True
+
+    def proven(self) -> None:
+        """Many calls in a row were good."""
+        self.pause = FIRST_PAUSE
+
+    # -- the cost of a call --------------------------------------------------------------------------------------------
+
+    def weigh(self, in_flight: int, now: float) -> None:
+        """Work out the key."""
+        if now - self.tried_at >= TRIAL:
+            self.key = TRIED_FIRST + self.tried_at
+            return
+        latency = self.latency or self.peers.typical
+        if self.oldest > self.heard_at and now - self.oldest > latency:
+            latency = now - self.oldest
+        if self.charged_at is not None and latency < FAILURE_COST:
+            latency = FAILURE_COST
+        unit, level, usual = self.unit, self.level, self.peers.level * self.unit
+        if usual > level:
+            level = usual
+        if in_flight > level:
+            latency *= (in_flight + unit) / (level + unit)
+        self.key = log(latency) + STEP * self.spent
+
+    def is_behind(self) -> bool:
+        """Say whether it stood for less than it may; then that is put right."""
+        peers = self.peers
+        behind = peers.rounds - peers.lag - self.spent
+        if behind <= 0.0 or self.key < 0.5 * TRIED_FIRST:
+            return False
+        self.spent += behind
+        self.key += STEP * behind
+        return True
+
+    def chosen(self, now: float) -> None:
+        """A call goes there."""
+        self.tried_at = now
+        peers = self.peers
+        rounds, lag = peers.rounds, peers.lag
+        self.spent = min(max(self.spent, rounds - lag), rounds + lag) + 1.0 / self.unit
+        peers.rounds = rounds + 1.0 / peers.number
