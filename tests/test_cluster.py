@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -1077,6 +1078,98 @@ def test_a_call_that_uses_two_clusters_avoids_in_each_what_failed_there():
         return tuple(places)
 
     assert {call() for _ in range(50)} == {(B, A)}
+
+
+FIRST, SECOND, LAST = A, replace(B, priority=1), replace(C, priority=2)
+
+
+def test_a_call_that_failed_on_the_only_endpoint_of_a_priority_is_retried_on_the_next_priority():
+    pool = make(FIRST, SECOND, outlier=None)
+    places = []
+
+    @retry(max_failures=1)
+    def call():
+        with pool.get(timeout=5) as c:
+            places.append(c.endpoint)
+            if c.endpoint == FIRST:
+                raise OSError("mine")
+
+    for _ in range(3):
+        call()
+
+    assert places == [FIRST, SECOND] * 3  # a call anew begins with the first priority
+
+
+def test_a_call_that_fails_everywhere_is_retried_through_the_priorities_and_then_on_the_first_again():
+    pool = make(FIRST, replace(FIRST, name="a2.test"), SECOND, LAST, outlier=None)
+    places = []
+
+    @retry(max_failures=5)
+    def call():
+        with pool.get(timeout=5) as c:
+            places.append(c.endpoint)
+            raise OSError("mine")
+
+    with pytest.raises(OSError, match="mine") as caught:
+        call()
+
+    assert [c.priority for c in places] == [0, 0, 1, 2, 0, 0]
+    assert places[0] != places[1]
+    lines = caught.value.__notes__[0].splitlines()
+    assert [str(endpoint) in line for endpoint, line in zip(places, lines, strict=False)] == [True] * 5
+
+
+class Alphabetic:
+    def choose(self, candidates, now):
+        return min(candidates, key=lambda candidate: candidate.endpoint.name)
+
+
+def both_leases_end_badly(one, two, places):
+    with one.get(timeout=5) as c, two.get(timeout=5) as d:
+        places.append((c.endpoint, d.endpoint))
+        raise OSError("mine")
+
+
+def the_second_lease_ends_badly_within_the_first(one, two, places):
+    with one.get(timeout=5) as c:
+        with suppress(OSError), two.get(timeout=5) as d:
+            places.append((c.endpoint, d.endpoint))
+            raise OSError("mine")
+    raise OSError("after both")
+
+
+def the_second_lease_ends_badly_after_the_first(one, two, places):
+    with one.get(timeout=5) as c:
+        pass
+    with two.get(timeout=5) as d:
+        places.append((c.endpoint, d.endpoint))
+        raise OSError("mine")
+
+
+def the_first_lease_ends_badly_around_the_second(one, two, places):
+    with one.get(timeout=5) as c:
+        with two.get(timeout=5) as d:
+            places.append((c.endpoint, d.endpoint))
+        raise OSError("mine")
+
+
+@pytest.mark.parametrize(
+    ("attempt", "second"),
+    [
+        (both_leases_end_badly, (B, B)),
+        (the_second_lease_ends_badly_within_the_first, (A, B)),
+        (the_second_lease_ends_badly_after_the_first, (A, B)),
+        (the_first_lease_ends_badly_around_the_second, (B, A)),
+    ],
+)
+def test_an_attempt_that_uses_two_clusters_is_blamed_on_those_whose_lease_ended_badly(attempt, second):
+    one, two = (make(size=2, outlier=None, balancer=Alphabetic) for _ in range(2))
+    places: list[Any] = []
+
+    with pytest.raises(OSError, match="mine|after both"):
+        retry(attempt, max_failures=1)(one, two, places)
+
+    assert places == [(A, A), second]
 
 
 # -- resolvers ---------------------------------------------------------------------------------------------------------
