@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from geventconnpool._budget import RetryBudget
 from geventconnpool._retry import retry
 from geventconnpool.errors import PoolClosed, PoolError, PoolFull, PoolTimeout, PoolUnavailable
 from geventconnpool.pool import ConnectionPool
@@ -20,6 +21,7 @@ __all__ = [
     "PoolFull",
     "PoolTimeout",
     "PoolUnavailable",
+    "RetryBudget",
     "retry",
 ]
 

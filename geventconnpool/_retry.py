@@ -24,6 +24,7 @@ from gevent import getcurrent
 
 from geventconnpool import _check
 from geventconnpool._backoff import exponential, spread
+from geventconnpool._budget import RetryBudget
 from geventconnpool._check import show
 
 P = ParamSpec("P")
@@ -47,12 +48,20 @@ class Logger(Protocol):
 class Call:
     """One retried call: where its attempts failed (to be avoided), and where the present one did (to be told)."""
 
-    __slots__ = ("avoided", "blamed", "outer")
+    __slots__ = ("avoided", "blamed", "outer", "paid_by")
 
     def __init__(self, outer: Call | None) -> None:
         self.outer = outer
         self.avoided: dict[object, set[Any]] = {} if outer is None else outer.avoided
         self.blamed: list[str] = []
+        self.paid_by: RetryBudget | None = None  # of the present attempt; a first one costs nothing
+
+    def earns(self, budget: RetryBudget) -> bool:
+        """Say whether this is a call to the budget, and no part of a retry that it paid: those must not multiply."""
+        call = self.outer
+        while call is not None and call.paid_by is not budget:
+            call = call.outer
+        return call is None
 
 
 def note_failure(borrower: object, memory: object, place: object) -> None:
@@ -89,12 +98,16 @@ class Policy:
     max_interval: float
     jitter: float
     timeout: float
+    budget: RetryBudget | None
 
     def run(self, function: Callable[[], R], name: str) -> R:
         """Call ``function`` until it succeeds, raises something else, or the policy says that it is enough."""
         me = id(getcurrent())
         outer = _calls.get(me)
-        call = _calls[me] = Call(outer)
+        call = Call(outer)
+        if self.budget is not None and call.earns(self.budget):
+            self.budget.deposit(monotonic())
+        _calls[me] = call
         try:
             return self._attempts(function, name, call)
         finally:
@@ -114,12 +127,12 @@ class Policy:
             except self.exc_classes as error:
                 if not _check.is_connection_error(error, self.exc_classes):
                     raise
-                pause = self.pause(failures, _rng)
-                if self.goes_on(failures + 1, monotonic() + pause, deadline):
+                now, pause = monotonic(), self.pause(failures, _rng)
+                if self.goes_on(failures + 1, now + pause, deadline) and self.pay(now, history):
                     self._log(self.retry_log, name, error)
                     gevent.sleep(pause)
                     if monotonic() <= deadline:
-                        failures += 1
+                        failures, call.paid_by = failures + 1, self.budget
                         _remember(history, f"attempt {failures} failed: " + ": ".join([*call.blamed, show(error)]))
                         continue
                 self._log(self.failure_log, name, error)
@@ -133,6 +146,13 @@ class Policy:
 
     def goes_on(self, failures: int, next_attempt: float, deadline: float) -> bool:
         return (self.max_failures is None or failures <= self.max_failures) and next_attempt <= deadline
+
+    def pay(self, now: float, history: list[str]) -> bool:
+        """Take the next attempt out of the budget; if that is spent, say so in what is told, and return False."""
+        if self.budget is None or self.budget.withdraw(now):
+            return True
+        history.append(f"not retried: {self.budget} is spent")
+        return False
 
     def _log(self, line: tuple[int, str], name: str, error: BaseException) -> None:
         level, template = line
@@ -153,6 +173,12 @@ def _check_template(parameter: str, template: object) -> None:
         raise ValueError(f"{parameter} may use {{f}} and {{e}}, {show(template)} does not: {error!r}") from None
     except Exception:  # an attribute that the exceptions to come may have
         return
+
+
+def _checked(budget: object) -> RetryBudget | None:
+    if budget is None or isinstance(budget, RetryBudget):
+        return budget
+    raise TypeError(f"budget must be a RetryBudget, not {show(budget)}")
 
 
 def _tell(error: BaseException, history: list[str]) -> None:
@@ -184,6 +210,7 @@ def retry(
     max_interval: float | None = ...,
     jitter: float = ...,
     timeout: float | None = ...,
+    budget: RetryBudget | None = ...,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 @overload
 def retry(
@@ -201,6 +228,7 @@ def retry(
     max_interval: float | None = ...,
     jitter: float = ...,
     timeout: float | None = ...,
+    budget: RetryBudget | None = ...,
 ) -> Callable[P, R]: ...
 def retry(
     f: Any = None,
@@ -217,6 +245,7 @@ def retry(
     max_interval: float | None = None,
     jitter: float = 0.0,
     timeout: float | None = None,
+    budget: RetryBudget | None = None,
 ) -> Any:
     """Call a function again when it raises one of ``exc_classes`` (an OSError about a file is not one: see the docs).
 
@@ -229,12 +258,17 @@ def retry(
         ``jitter`` (0 to 1) of it. An interval of 0 still lets other greenlets run.
     ``timeout``
         seconds after which no attempt starts, and no sleep ends; a running attempt is not interrupted.
+    ``budget``
+        a :class:`~geventconnpool.RetryBudget`, shared by any number of functions, that each call adds to and each
+        retry takes from; when it is spent, the failure is raised at once. A retried call inside another is a call too,
+        unless it is part of a retry.
     ``logger``, ``*_log_level``, ``*_log_message``
         each retry and the final failure are logged there, ``{f}`` being the function's name and ``{e}`` the exception;
         without a logger at level DEBUG to ``geventconnpool.retry``.
 
-    When it gives up it raises the last exception itself, with a note that lists the earlier failures. In one retried
-    call, endpoints of a cluster on which an attempt failed are avoided as long as there is another.
+    The first limit that is reached ends the call. When it gives up it raises the last exception itself, with a note
+    that lists the earlier failures (and says so if the budget is spent). In one retried call, endpoints of a cluster on
+    which an attempt failed are avoided as long as there is another.
     """
     _check.function("f", f)
     _check.function("logger.log", getattr(logger, "log", logger))
@@ -253,6 +287,7 @@ def retry(
         max_interval=inf if max_interval is None else _check.seconds("max_interval", max_interval),
         jitter=_check.number("jitter", jitter, 0, 1),
         timeout=inf if timeout is None else _check.seconds("timeout", timeout),
+        budget=_checked(budget),
     )
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

@@ -16,7 +16,7 @@ from typing import Any
 import gevent
 import pytest
 
-from geventconnpool import ConnectionPool, PoolClosed, PoolTimeout, PoolUnavailable, _retry, retry
+from geventconnpool import ConnectionPool, PoolClosed, PoolTimeout, PoolUnavailable, RetryBudget, _retry, retry
 from geventconnpool._retry import Policy
 
 BROKEN = OSError("broken")
@@ -417,7 +417,7 @@ def test_a_recursive_call_ends_and_remembers_nothing():
 def policy(**given: Any) -> Policy:
     numbers = {"interval": 0.0, "backoff": 1.0, "max_interval": inf, "jitter": 0.0, "timeout": inf, **given}
     line = (logging.INFO, "")
-    log: Any = {"logger": logging.getLogger("mine"), "retry_log": line, "failure_log": line}
+    log: Any = {"logger": logging.getLogger("mine"), "retry_log": line, "failure_log": line, "budget": None}
     return Policy(exc_classes=(OSError,), max_failures=None, **log, **numbers)
 
 
@@ -548,6 +548,154 @@ def test_the_timeout_counts_from_the_call_not_from_the_decoration():
     assert retried() == "done"
 
 
+# -- the budget --------------------------------------------------------------------------------------------------------
+
+
+def spent(**options: Any) -> RetryBudget:
+    """Return a budget from which the retries of its first second are taken, so that little is left."""
+    budget = RetryBudget(**options)
+    now = time.monotonic()
+    budget.deposit(now)
+    while budget.withdraw(now):
+        pass
+    return budget
+
+
+def test_when_the_budget_is_spent_a_failure_goes_to_the_caller_at_once_as_it_is():
+    failures = [OSError("first"), OSError("second"), OSError("third")]
+    flaky = Flaky(*failures)
+    budget = RetryBudget(ratio=1, min_per_second=0)
+    started = time.monotonic()
+
+    assert give_up(retry(flaky, budget=budget)) is failures[1]
+    assert give_up(retry(Flaky(BROKEN), budget=spent(ratio=0, min_per_second=0), interval=5)) is BROKEN
+    assert flaky.calls == 2
+    assert time.monotonic() - started < 1
+
+
+def test_the_note_says_that_the_budget_is_spent_after_the_earlier_failures():
+    budget = RetryBudget(ratio=1, min_per_second=0)
+    error = give_up(retry(Flaky(OSError("first"), OSError("second")), budget=budget))
+    alone = give_up(retry(Flaky(OSError("only")), budget=RetryBudget(0, 0)))
+
+    assert error.__notes__ == [
+        "attempt 1 failed: OSError('first')\nnot retried: RetryBudget(ratio=1, min_per_second=0) is spent"
+    ]
+    assert alone.__notes__ == ["not retried: RetryBudget(ratio=0, min_per_second=0) is spent"]
+
+
+def test_a_failure_that_the_budget_does_not_retry_is_logged_as_the_end(caplog):
+    caplog.set_level(logging.DEBUG)
+    give_up(
+        retry(
+            Flaky(BROKEN),
+            budget=RetryBudget(0, 0),
+            logger=logging.getLogger("mine"),
+            max_failure_log_level=logging.CRITICAL,
+            max_failure_log_message="enough of {f}",
+        )
+    )
+
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [("CRITICAL", "enough of flaky")]
+
+
+def test_functions_share_a_budget():
+    budget = RetryBudget(ratio=0.5, min_per_second=0)
+    good, bad = retry(Flaky(), budget=budget), Flaky(*[OSError("broken")] * 9)
+    for _ in range(7):
+        good()
+    give_up(retry(bad, budget=budget))  # the eighth call
+
+    assert bad.calls == 1 + 4
+
+
+def test_each_call_earns_once_however_often_it_is_retried():
+    budget = RetryBudget(ratio=1, min_per_second=0)
+    flaky = Flaky(*[OSError("broken")] * 100)
+    for _ in range(10):
+        give_up(retry(flaky, budget=budget))
+
+    assert flaky.calls == 20
+
+
+@pytest.mark.parametrize(("shared", "attempts"), [(True, 4), (False, 2)])
+def test_a_nested_call_is_a_call_too_but_earns_nothing_within_a_retry_that_its_budget_paid(shared, attempts):
+    budget = RetryBudget(ratio=1, min_per_second=0)
+    inner = retry(Flaky(), budget=budget if shared else RetryBudget(ratio=1, min_per_second=0))
+    between = retry(lambda: (inner(), inner()))
+    tried = []
+
+    @retry(budget=budget)
+    def outer():
+        tried.append(between())
+        raise OSError("broken")
+
+    give_up(outer)
+    assert len(tried) == attempts
+
+
+def test_a_nested_call_earns_within_a_retry_that_another_budget_paid():
+    mine, others = RetryBudget(ratio=1, min_per_second=0), RetryBudget(ratio=2, min_per_second=0)
+    inner = retry(Flaky(), budget=mine)
+
+    @retry(budget=others)
+    def outer():
+        inner()
+        raise OSError("broken")
+
+    give_up(outer)
+    assert mine.balance(time.monotonic()) == 3
+
+
+@pytest.mark.parametrize(
+    ("limits", "calls"),
+    [
+        ({"max_failures": 2}, 3),
+        ({"max_failures": 9}, 6),
+        ({"timeout": 0}, 1),
+        ({"timeout": 50}, 6),
+        ({"max_failures": 2, "timeout": 50}, 3),
+        ({"max_failures": 2, "timeout": 0}, 1),
+    ],
+)
+def test_of_max_failures_timeout_and_budget_the_first_that_is_reached_ends_it(limits, calls):
+    flaky = Flaky(*[OSError("broken")] * 10)
+    give_up(retry(flaky, budget=RetryBudget(ratio=5, min_per_second=0), **limits))
+
+    assert flaky.calls == calls
+
+
+def test_a_retry_that_another_limit_forbids_is_not_paid():
+    budget = RetryBudget(ratio=5, min_per_second=0)
+    give_up(retry(Flaky(BROKEN), budget=budget, max_failures=0))
+    give_up(retry(Flaky(BROKEN), budget=budget, timeout=1, interval=5))
+    with pytest.raises(KeyError):
+        retry(Flaky(KeyError()), budget=budget)()
+
+    assert budget.balance(time.monotonic()) == 10
+
+
+def test_without_a_budget_nothing_is_limited_and_budgets_know_nothing_of_each_other():
+    one, other = RetryBudget(ratio=1, min_per_second=0), RetryBudget(ratio=2, min_per_second=0)
+    flaky = [Flaky(*[OSError("broken")] * 5) for _ in range(3)]
+    give_up(retry(flaky[0], budget=one))
+    give_up(retry(flaky[1], budget=other))
+    retry(flaky[2])()
+
+    assert [f.calls for f in flaky] == [2, 3, 6]
+
+
+def test_when_all_fails_the_load_stays_within_the_bound():
+    budget = RetryBudget()
+    flaky = Flaky(*[OSError("broken")] * 10_000)
+    ask = retry(flaky, budget=budget, max_failures=3)
+    for _ in range(1_000):
+        give_up(ask)
+    seconds = flaky.times[-1] - flaky.times[0]
+
+    assert 1_200 < flaky.calls <= 1_000 + 0.2 * 1_000 + 10 * max(1.0, seconds)
+
+
 # -- the log -----------------------------------------------------------------------------------------------------------
 
 
@@ -642,6 +790,7 @@ BAD: dict[str, list[tuple[Any, type[Exception]]]] = {
     "max_interval": NO_SECONDS,
     "jitter": [(-0.1, ValueError), (1.1, ValueError), (NAN, ValueError), ("1", TypeError), (None, TypeError)],
     "timeout": NO_SECONDS,
+    "budget": [(0.2, TypeError), (RetryBudget, TypeError), (True, TypeError)],
     "retry_log_level": [("INFO", TypeError)],
     "max_failure_log_level": [(None, TypeError)],
     "retry_log_message": [(5, TypeError), ("{nothing}", ValueError)],
@@ -660,7 +809,7 @@ def test_a_bad_option_is_refused_with_its_name_and_value(option, value, kind):
     assert repr(value) in text or (option == "exc_classes" and any(repr(item) in text for item in value))
 
 
-@pytest.mark.parametrize("option", ["budget", "tries", "max_retries"])
+@pytest.mark.parametrize("option", ["tries", "max_retries"])
 def test_an_unknown_option_is_refused_with_its_name(option):
     with pytest.raises(TypeError, match=option):
         retry(**{option: 1})
