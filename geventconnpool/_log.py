@@ -41,7 +41,7 @@ _LINES: dict[type[events.Event], tuple[logging.Logger, int, str]] = {
     events.EndpointEjected: (
         _cluster,
         logging.WARNING,
-        "ejected for {seconds:.1f} s, too many failed {kind}: {error}",
+        "ejected for {seconds:.1f} s, too many failed {kind} ({reason}): {error}",
     ),
     events.ProbeFailed: (_cluster, logging.INFO, "still out, next probe in {seconds:.1f} s: {error}"),
     events.EndpointReadmitted: (_cluster, logging.INFO, "readmitted"),

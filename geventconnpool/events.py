@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from geventconnpool.cluster._endpoints import Endpoint
 
 Kind = Literal["connects", "keepalives", "calls"]
+Reason = Literal["consecutive_failures", "failure_percentage"]
 DiscoveryState = Literal["starting", "fresh", "stale", "held", "empty", "unavailable"]
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "NestedGet",
     "PoolStats",
     "ProbeFailed",
+    "Reason",
 ]
 
 
@@ -157,12 +159,17 @@ class EndpointDrained(Event):
 
 @dataclass(frozen=True, slots=True)
 class EndpointEjected(Event):
-    """Too many failures of one ``kind`` in a row; first probed in ``seconds``."""
+    """Too many failures of one ``kind``; first probed in ``seconds``. ``error`` is that of the last failure.
+
+    ``reason`` is the option of :class:`OutlierDetection` that ejected it: ``"consecutive_failures"`` (in a row), or
+    ``"failure_percentage"`` (far more of the calls than with the other endpoints).
+    """
 
     endpoint: Endpoint
     kind: Kind
     seconds: float
     error: BaseException | None
+    reason: Reason = "consecutive_failures"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 A member is one endpoint with its pool, from the answer that first names it until its last connection is closed::
 
-                       consecutive failures, within the limit
+                       it is an outlier, within the limit
              +--------+ -----------------------------------> +---------+ --+ probe failed:
     added -->| ACTIVE |                                      | EJECTED |   | again in 1, 2, 4, 5, 5 ... s
              +--------+ <----------------------------------- +---------+ <-+
@@ -36,7 +36,7 @@ from geventconnpool._slots import Slots
 from geventconnpool.cluster._balancers import HARDLY_EVER, Balancer
 from geventconnpool.cluster._endpoints import Endpoint, is_changed
 from geventconnpool.cluster._load import TRIAL, Load, Peers
-from geventconnpool.cluster._outliers import OutlierDetection
+from geventconnpool.cluster._outliers import OutlierDetection, Tally, Window
 from geventconnpool.errors import PoolClosed, PoolUnavailable
 
 ACTIVE: Final = "active"
@@ -102,6 +102,7 @@ class Member:
         self.was_ejected = False  # what a draining member goes back to
         self.until = inf  # next probe if ejected, forced close if draining
         self.failures: dict[events.Kind, int] = {CONNECTS: 0, KEEPALIVES: 0, CALLS: 0}
+        self.tally = Tally()
         self.last_error: BaseException | None = None
         self.ejections = 0
         self.relapses = 0
@@ -213,6 +214,7 @@ class Member:
 
     def _note_good_call(self) -> None:
         self.forget_failures()
+        self.tally.good += 1
         self.good_calls += 1
         if self.good_calls % GOOD_CALLS_IN_A_ROW == 0:
             self.is_on_trial = False
@@ -262,6 +264,7 @@ class Members:
         self._sample: int = getattr(balancer, "sample", sys.maxsize)
         self._turn = 0  # who of many is looked at next
         self.look_at = -inf  # when a key or a weight may change by itself
+        self._window = Window(outlier.interval) if outlier else Window()
         self._drain_timeout = drain_timeout
         self._rng = rng
         self._members: dict[tuple[str, int], Member] = {}  # by what makes endpoints equal
@@ -493,6 +496,7 @@ class Members:
         pool.observer = member
         self._grows = pool.min_size < pool.size
         self._members[_key(endpoint)] = member
+        self._window.restart()
         self.queue.news.append(events.EndpointAdded(self.name, endpoint))
         pool.plan(now)
 
@@ -550,8 +554,15 @@ class Members:
     # -- ejection and return -------------------------------------------------------------------------------------------
 
     def failed(self, member: Member, kind: events.Kind, error: BaseException | None, now: float) -> None:
-        """A connect, keepalive or call failed: count it, eject if it is one too many."""
+        """A connect, keepalive or call failed: count it, eject if it is one too many.
+
+        Only that endpoint, and only now: one that was kept by the limit stays until it fails again, even if another is
+        readmitted. That one is on trial, and may soon be the worse of the two.
+        """
         member.failures[kind] += 1
+        if kind is CALLS:
+            self._window.turn((other.tally for other in self._members.values()), now)
+            member.tally.failed += 1
         # A call's error is still on its way through the caller's frames, and would keep all they hold alive.
         member.last_error = error if kind is not CALLS or error is None else without_traceback(error)
         if kind is CONNECTS:
@@ -559,15 +570,24 @@ class Members:
             self._ask(now)
             self.grow(now)
         outlier = self._outlier
-        if (
-            outlier is None
-            or self.is_shut
-            or member.state is not ACTIVE
-            or member.failures[kind] < outlier.consecutive_failures
-        ):
+        if outlier is None or self.is_shut or member.state is not ACTIVE:
             return
-        if self._may_eject(member, outlier):
-            self._eject(member, kind, outlier, now)
+        reason = self._reason_to_eject(member, kind, outlier)
+        if reason is not None and self._may_eject(member, outlier):
+            self._eject(member, kind, reason, outlier, now)
+
+    def _reason_to_eject(self, member: Member, kind: events.Kind, outlier: OutlierDetection) -> events.Reason | None:
+        if member.failures[kind] >= outlier.consecutive_failures:
+            return "consecutive_failures"
+        if kind is not CALLS:
+            return None
+        priority = member.endpoint.priority
+        others = (
+            other.tally
+            for other in self._members.values()
+            if other is not member and other.state is ACTIVE and other.endpoint.priority == priority
+        )
+        return "failure_percentage" if outlier.is_worse(member.tally, others) else None
 
     def _may_eject(self, member: Member, outlier: OutlierDetection) -> bool:
         priority = member.endpoint.priority
@@ -577,7 +597,9 @@ class Members:
         ejected = sum(m.state is EJECTED for m in peers)
         return ejected < outlier.limit(len(peers))
 
-    def _eject(self, member: Member, kind: events.Kind, outlier: OutlierDetection, now: float) -> None:
+    def _eject(
+        self, member: Member, kind: events.Kind, reason: events.Reason, outlier: OutlierDetection, now: float
+    ) -> None:
         if kind is CALLS and member.is_on_trial and not outlier.is_longest(member.relapses):
             member.relapses += 1
         seconds = outlier.ejection_time(member.relapses, self._rng)
@@ -586,7 +608,9 @@ class Members:
         member.failed_probes = 0
         member.until = now + seconds
         member.forget_failures()
-        self.queue.news.append(events.EndpointEjected(self.name, member.endpoint, kind, seconds, member.last_error))
+        self.queue.news.append(
+            events.EndpointEjected(self.name, member.endpoint, kind, seconds, member.last_error, reason)
+        )
         member.pool.suspend(_queue.EJECTED)
         self._ask(now)
         self._eligibility_changed(now)
@@ -627,6 +651,7 @@ class Members:
     def _activate(self, member: Member, now: float) -> None:
         member.state = ACTIVE
         member.until = inf
+        self._window.restart()
         member.pool.resume(now)
 
     @transition

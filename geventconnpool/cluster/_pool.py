@@ -502,7 +502,8 @@ class ClusterPool(Borrowing[C]):
         :class:`PeakEWMA` (the least expected latency), :class:`LeastLoaded`, :class:`RoundRobin`, or any class or
         callable that makes an object with their ``choose``.
     ``outlier``
-        when endpoints are ejected, an :class:`OutlierDetection`; None: never.
+        when endpoints are ejected, an :class:`OutlierDetection`: for failures in a row, or for failing far more calls
+        than the others; None: never.
     ``slow_start``
         seconds in which an endpoint that is new among others, or back, goes from a tenth of its weight to all of it.
     ``drain_timeout``

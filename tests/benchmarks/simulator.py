@@ -25,7 +25,6 @@ from geventconnpool._queue import (
     OPEN,
     WAKE,
     Gate,
-    Queue,
     Slot,
     Timed,
     Waiter,
@@ -233,14 +232,14 @@ class Client:
         done(call)
 
 
-def poisson(world: World, rng: Random, rate: float, until: float, arrive: Callable[[], object]) -> None:
+def poisson(world: World, rng: Random, rate: float, until: float, arrive: Callable[..., None]) -> None:
     """Have calls arrive at so many per second, independently of each other (an open loop)."""
     when = world.now
     while (when := when + rng.expovariate(rate)) < until:
         world.at(when, arrive)
 
 
-def evenly(world: World, rate: float, until: float, arrive: Callable[[], object]) -> None:
+def evenly(world: World, rate: float, until: float, arrive: Callable[..., None]) -> None:
     """Have calls arrive one by one at equal distances."""
     for n in range(int(rate * (until - world.now))):
         world.at(world.now + n / rate, arrive)
