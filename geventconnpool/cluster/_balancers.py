@@ -12,7 +12,7 @@ from operator import attrgetter
 from random import Random
 from typing import Any, Protocol, TypeVar
 
-from geventconnpool.cluster._load import LEAST
+from geventconnpool.cluster._load import FLOOR
 
 HARDLY_EVER = 0.01  # the weight that stands for 0: RFC 2782 gives it "a very small chance of being selected"
 
@@ -71,7 +71,7 @@ _KEY = attrgetter("load.key")
 
 def _expected(candidate: Candidate) -> float:
     """Return what can be told of a candidate that keeps no account of its load."""
-    return (candidate.latency or LEAST) * (candidate.in_flight + 1) / candidate.weight
+    return ((candidate.latency or 0.0) + FLOOR) * (candidate.in_flight + 1) / candidate.weight
 
 
 class LeastLoaded:

@@ -2,10 +2,11 @@
 
 The cost of a call is the time that it is expected to take, in seconds::
 
-    latency * max(1, (in_flight + unit) / (level + unit))
+    (latency + FLOOR) * max(1, (in_flight + unit) / (level + unit))
 
 ``latency`` is an average over about ``DECAY`` seconds that is sensitive to peaks (after Finagle's Peak EWMA): a call
-that takes ``SURPRISE`` times as long as the longest of late is believed at once. ``level`` is how many other calls were
+that takes ``SURPRISE`` times as long as the longest of late, and ``HICCUP`` more, is believed at once. ``FLOOR`` makes
+little of differences in which there is more of the scheduler than of the server. ``level`` is how many other calls were
 in flight when it was measured, or usually are at its peers if that is more: a latency that was seen under load is not
 multiplied by that load again. ``unit`` is the weight over the mean weight: at twice the weight, twice as many calls in
 flight make no difference. While a call is in flight for longer than ``latency``, its age stands for it, unless one that
@@ -34,13 +35,13 @@ from collections.abc import Sequence
 from math import exp, inf, log
 
 DECAY = 10.0  # seconds after which a sample counts for 1/e
-SURPRISE = 2.0
+SURPRISE, HICCUP = 2.0, 0.005
 PRIOR = 5.0  # samples that the latency of its peers counts for with an endpoint that has none yet
 FAILURE_COST = 5.0  # seconds
 FIRST_PAUSE = 1.0  # seconds
 TRIAL = 10.0  # seconds after which an endpoint is tried, whatever it costs
 TRIED_FIRST = -1e12  # makes the key of one that is due to be tried: below all others, those who wait longest first
-LEAST = 1e-6  # seconds: less cannot be measured
+FLOOR = 0.001  # seconds
 STEP, EVEN, WEIGHTED = 0.02, 0.1, 0.5
 
 
@@ -54,7 +55,7 @@ class Peers:
         self.number = 1
         self.weight = 1.0  # the mean
         self.lag = EVEN / STEP  # how many rounds an endpoint may be ahead of the others, or behind
-        self.typical = LEAST  # seconds: the median of the latencies, to be assumed where none is known
+        self.typical = 0.0  # seconds: the median of the latencies, to be assumed where none is known
         self.level = 0.0  # the mean
 
     def measure(self, loads: Sequence[Load], weights: Sequence[float], *, is_even: bool) -> None:
@@ -63,7 +64,7 @@ class Peers:
         self.weight = sum(weights) / self.number
         self.lag = (EVEN if is_even else WEIGHTED) / STEP
         latencies = sorted(load.latency for load in loads if load.latency is not None)
-        self.typical = latencies[len(latencies) // 2] if latencies else LEAST
+        self.typical = latencies[len(latencies) // 2] if latencies else 0.0
         self.level = sum(load.level for load in loads) / self.number
 
 
@@ -73,7 +74,7 @@ class Load:
     __slots__ = (
         "_at",
         "_is_doubtful",
-        "_peak",
+        "_surprise",
         "_samples",
         "charged_at",
         "heard_at",
@@ -102,18 +103,18 @@ class Load:
         self.pause = FIRST_PAUSE
         self._at = now  # of the last sample
         self._samples = 0.0  # that ``latency`` rests on
-        self._peak = 0.0
+        self._surprise = 0.0
         self._is_doubtful = False  # cleared by a keepalive, and no call has shown yet whether that was right
 
     def measured(self, seconds: float, level: int, now: float) -> None:
         """A call took so long, or was interrupted after so many seconds, with so many others in flight at its end."""
-        seconds = max(seconds, LEAST)
         silence = now - self._at
         self._at = now
         if self.latency is None:
             self._assume()
-        if seconds >= SURPRISE * self._peak:
-            self.latency = self._peak = seconds
+        if seconds >= self._surprise:
+            self.latency = seconds
+            self._surprise = SURPRISE * seconds + HICCUP
             self.level = float(level)
             self._samples = 1.0
             return
@@ -123,17 +124,16 @@ class Load:
         latency = self.latency or 0.0
         self.latency = latency = latency + (seconds - latency) * share
         self.level += (level - self.level) * share
-        peak = latency + (self._peak - latency) * fade
-        self._peak = peak if peak > seconds else seconds
+        self._surprise = max(SURPRISE * seconds + HICCUP, latency + (self._surprise - latency) * fade)
 
     def _assume(self) -> None:
         """Begin with what is typical, if anything is: one quick call makes nobody the quickest."""
-        if self.peers.typical > LEAST:
+        if self.peers.typical:
             self.latency = self.peers.typical
-            self._peak = SURPRISE * self.latency
+            self._surprise = SURPRISE * (SURPRISE * self.latency + HICCUP)
             self._samples = PRIOR
         else:
-            self._peak = 0.0
+            self._surprise = 0.0
 
     def renew(self, now: float) -> None:
         """What was is no guide to what will be: it counts as the typical one, and has nothing to catch up with."""
@@ -184,7 +184,7 @@ class Load:
         if now - self.tried_at >= TRIAL:
             self.key = TRIED_FIRST + self.tried_at
             return
-        latency = self.latency or self.peers.typical
+        latency = self.peers.typical if self.latency is None else self.latency
         if self.oldest > self.heard_at and now - self.oldest > latency:
             latency = now - self.oldest
         if self.charged_at is not None and latency < FAILURE_COST:
@@ -192,6 +192,7 @@ class Load:
         unit, level, usual = self.unit, self.level, self.peers.level * self.unit
         if usual > level:
             level = usual
+        latency += FLOOR
         if in_flight > level:
             latency *= (in_flight + unit) / (level + unit)
         self.key = log(latency) + STEP * self.spent
