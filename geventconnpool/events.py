@@ -129,7 +129,7 @@ class NestedGet(Event):
 
 @dataclass(frozen=True, slots=True)
 class EndpointAdded(Event):
-    """Discovery named a new endpoint, or one that was draining came back."""
+    """Discovery named a new endpoint, one joined the ``subset``, or one that was draining came back."""
 
     endpoint: Endpoint
 
@@ -144,7 +144,7 @@ class EndpointUpdated(Event):
 
 @dataclass(frozen=True, slots=True)
 class EndpointRemoved(Event):
-    """Discovery no longer names the endpoint: it drains from now on."""
+    """Discovery no longer names the endpoint, or it left the ``subset``: it drains from now on."""
 
     endpoint: Endpoint
 

@@ -1072,6 +1072,28 @@ def is_between_slices() -> Any:
     return [told, seen, len(pool.pools), works(pool)]
 
 
+def chooses() -> Any:
+    """Fork with pools for three of a thousand endpoints: two children, and a child of one, choose for themselves."""
+    pool: Any = Cluster([(HOST, port) for port in range(1, 1001)], 1, subset=3)
+    made.add(pool)
+    pool.wait(3, timeout=5)
+
+    def ports() -> list[int]:
+        return sorted(endpoint.port for endpoint in pool.pools)
+
+    def job() -> Any:
+        told = [ports(), use(pool)]
+        pool.wait(3, timeout=5)
+        return [*told, ports()]
+
+    def job_of_two() -> Any:
+        return [job(), in_child(job)]
+
+    before = ports()
+    told = [in_child(job), *in_child(job_of_two)]
+    return [told, before, ports() == before, works(pool)]
+
+
 def keeps_an_endpoint_pool() -> Any:
     pool = ready(make())
     (endpoint,) = pool.pools

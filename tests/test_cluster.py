@@ -335,7 +335,7 @@ class NoChoice:
         ([A], {"balancer": NoChoice}, TypeError, "balancer.*choose.*NoChoice"),
         ([A], {"outlier": 5}, TypeError, "outlier.*5"),
         ([A], {"outlier": OutlierDetection}, TypeError, "outlier.*OutlierDetection"),
-        *(([A], {name: 1}, TypeError, name) for name in ("subset", "colour")),
+        *(([A], {name: 1}, TypeError, name) for name in ("colour",)),
         ([A], {"slow_start": -1}, ValueError, "slow_start.*-1"),
         ([A], {"slow_start": None}, TypeError, "slow_start.*None"),
     ],

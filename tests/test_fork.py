@@ -37,7 +37,7 @@ KNOWN_TO_PYTHON = [
     *("runs_processes", "forks_in_a_thread"),
 ]
 OF_LONE_POOLS = ["forks_often", "takes_its_time"]
-OF_CLUSTERS = ["keeps_an_endpoint_pool", "takes_an_endpoint_pool"]
+OF_CLUSTERS = ["chooses", "keeps_an_endpoint_pool", "takes_an_endpoint_pool"]
 OF_LOOK_UPS = ["looks_up", "is_between_slices", "asks_dns", "is_busy"]
 
 
@@ -378,6 +378,18 @@ def test_no_name_server_is_asked_in_a_child_for_its_parent(told):
 
     assert is_idle is True
     assert asked == 0
+
+
+@scene("chooses")
+def test_each_child_chooses_other_endpoints_than_its_parent_and_its_parent_keeps_its_own(told):
+    children, chosen, is_kept, parent = told
+    choices = [chosen, *(ports for _, _, ports in children)]
+
+    assert [child[:2] for child in children] == [[[], [True, "PING"]]] * 3
+    assert [len(set(ports)) for ports in choices] == [3, 3, 3, 3]
+    assert len(set(map(tuple, choices))) == 4
+    assert is_kept is True
+    assert parent == ["PING"]
 
 
 @scene("keeps_an_endpoint_pool")

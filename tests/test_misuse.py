@@ -1937,7 +1937,7 @@ OPTIONS: dict[str, list[Any]] = {
 }  # fmt: skip
 CLUSTER_OPTIONS: dict[str, list[Any]] = {
     "drain_timeout": [None, *NO_TIME], "outlier": [5, "never", True, object()],
-    "balancer": [None, 5, "fair", object, int],
+    "balancer": [None, 5, "fair", object, int], "subset": [0, *NO_COUNT],
 }  # fmt: skip
 ALL_OPTIONS = [(o, v) for options in (OPTIONS, CLUSTER_OPTIONS) for o, values in options.items() for v in values]
 

@@ -74,8 +74,8 @@ class Load:
     __slots__ = (
         "_at",
         "_is_doubtful",
-        "_surprise",
         "_samples",
+        "_surprise",
         "charged_at",
         "heard_at",
         "key",

@@ -14,6 +14,7 @@ A member is one endpoint with its pool, from the answer that first names it unti
              (gone)
              +--------------------------------------------------------+
 
+"Removed" is one that discovery no longer names, or that a choice among very many (``_subset``) leaves out again.
 An ejected or draining member's pool is suspended. A member is available if it is ACTIVE; it is eligible if it is
 available and has the lowest SRV priority that has an available member (RFC 2782). Only this module changes a member.
 """
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import inf
 from random import Random
@@ -97,7 +98,7 @@ class Member:
         self._members = members
         self.endpoint = endpoint
         self.pool = pool
-        self.weight = float(endpoint.weight) or HARDLY_EVER
+        self.weight = members.weight_of(endpoint)
         self.state: Literal["active", "ejected", "draining"] = ACTIVE
         self.was_ejected = False  # what a draining member goes back to
         self.until = inf  # next probe if ejected, forced close if draining
@@ -106,6 +107,7 @@ class Member:
         self.last_error: BaseException | None = None
         self.ejections = 0
         self.relapses = 0
+        self.is_spared = False  # it would be ejected, were it not for the limit; until its next good call
         self.is_on_trial = False  # readmitted, and not yet proven by good calls in a row: a failure is a relapse
         self.good_calls = 0  # in a row
         self.failed_probes = 0
@@ -126,7 +128,12 @@ class Member:
     @property
     def full_weight(self) -> float:
         """Its weight without slow start."""
-        return float(self.endpoint.weight) or HARDLY_EVER
+        return self._members.weight_of(self.endpoint)
+
+    @property
+    def is_unfit(self) -> bool:
+        """Whether it is ejected, or should be; also while it drains, as it may be taken back as it is."""
+        return self.is_spared or self.state is EJECTED or (self.state is DRAINING and self.was_ejected)
 
     # What it would cost to use it.
 
@@ -215,6 +222,8 @@ class Member:
     def _note_good_call(self) -> None:
         self.forget_failures()
         self.tally.good += 1
+        if self.is_spared:
+            self._members.spare(self, False)
         self.good_calls += 1
         if self.good_calls % GOOD_CALLS_IN_A_ROW == 0:
             self.is_on_trial = False
@@ -226,7 +235,8 @@ class Members:
     """The set of members, who of them is eligible, and what is due for them.
 
     ``open_pool`` makes the pool of a new endpoint; ``closed_pool`` is told when the last connection of one that is
-    gone is closed; ``ask`` is called when an endpoint fails, so that discovery looks again.
+    gone is closed; ``ask`` is called when an endpoint fails, so that discovery looks again; ``turned`` when one becomes
+    unfit to serve or fit again, so that others are chosen where there is a choice.
     """
 
     def __init__(
@@ -238,6 +248,7 @@ class Members:
         open_pool: Callable[[Endpoint], Slots],
         closed_pool: Callable[[Slots], None],
         ask: Callable[[float], None],
+        turned: Callable[[], None] = lambda: None,
         outlier: OutlierDetection | None,
         drain_timeout: float,
         rng: Random,
@@ -257,12 +268,15 @@ class Members:
         self._open_pool = open_pool
         self._closed_pool = closed_pool
         self._ask = ask
+        self._turned = turned
+        self.turns = 0  # how often that was called
+        self._weights: Mapping[Endpoint, float] = {}  # that are not those of DNS
         self._outlier = outlier
         self.longest_pause = LONGEST_PAUSE if outlier is None else outlier.max_ejection_time
         self.slow_start = slow_start
         self.peers = Peers()
         self._sample: int = getattr(balancer, "sample", sys.maxsize)
-        self._turn = 0  # who of many is looked at next
+        self._next_drawn = 0  # who of many is looked at next
         self.look_at = -inf  # when a key or a weight may change by itself
         self._window = Window(outlier.interval) if outlier else Window()
         self._drain_timeout = drain_timeout
@@ -349,8 +363,8 @@ class Members:
         """Return all of a few; of many, a few at random, and whose turn it is."""
         if len(eligible) <= self._sample:
             return eligible
-        self._turn = (self._turn + 1) % len(eligible)
-        drawn = {self._turn, *(int(self._rng.random() * len(eligible)) for _ in range(DRAWS))}
+        self._next_drawn = (self._next_drawn + 1) % len(eligible)
+        drawn = {self._next_drawn, *(int(self._rng.random() * len(eligible)) for _ in range(DRAWS))}
         return [eligible[i] for i in drawn]
 
     def _look(self, now: float) -> None:
@@ -488,6 +502,20 @@ class Members:
         reason = f": {self.reason}" if self.reason else ""
         return PoolUnavailable(f"{self.name}: the service has no endpoints{reason}")
 
+    @property
+    def unfit(self) -> set[Endpoint]:
+        return {member.endpoint for member in self._members.values() if member.is_unfit}
+
+    def reweigh(self, weights: Mapping[Endpoint, float]) -> None:
+        """Have the balancer use these weights instead of those of DNS."""
+        self._weights = weights
+        for member in self._members.values():
+            member.weight = member.full_weight
+        self.look_at = -inf
+
+    def weight_of(self, endpoint: Endpoint) -> float:
+        return self._weights.get(endpoint) or float(endpoint.weight) or HARDLY_EVER
+
     def _add(self, endpoint: Endpoint, now: float) -> None:
         pool = self._open_pool(endpoint)
         member = Member(self, endpoint, pool, now)
@@ -545,7 +573,7 @@ class Members:
 
     def _forget(self, member: Member) -> None:
         del self._members[_key(member.endpoint)]
-        member.pool.shut(lambda: PoolClosed(f"{self.name}: {member.endpoint} is no longer in DNS"))
+        member.pool.shut(lambda: PoolClosed(f"{self.name}: {member.endpoint} has been removed"))
 
     def _part(self, member: Member, *, forced: bool) -> None:
         self.queue.news.append(events.EndpointDrained(self.name, member.endpoint, forced))
@@ -573,8 +601,12 @@ class Members:
         if outlier is None or self.is_shut or member.state is not ACTIVE:
             return
         reason = self._reason_to_eject(member, kind, outlier)
-        if reason is not None and self._may_eject(member, outlier):
+        if reason is None:
+            return
+        if self._may_eject(member, outlier):
             self._eject(member, kind, reason, outlier, now)
+        elif not member.is_spared:
+            self.spare(member, True)
 
     def _reason_to_eject(self, member: Member, kind: events.Kind, outlier: OutlierDetection) -> events.Reason | None:
         if member.failures[kind] >= outlier.consecutive_failures:
@@ -597,6 +629,15 @@ class Members:
         ejected = sum(m.state is EJECTED for m in peers)
         return ejected < outlier.limit(len(peers))
 
+    def spare(self, member: Member, is_spared: bool) -> None:
+        """Keep one that should be ejected, or have it be as any other again."""
+        member.is_spared = is_spared
+        self._turn()
+
+    def _turn(self) -> None:
+        self.turns += 1
+        self._turned()
+
     def _eject(
         self, member: Member, kind: events.Kind, reason: events.Reason, outlier: OutlierDetection, now: float
     ) -> None:
@@ -604,6 +645,7 @@ class Members:
             member.relapses += 1
         seconds = outlier.ejection_time(member.relapses, self._rng)
         member.state = EJECTED
+        member.is_spared = False
         member.ejections += 1
         member.failed_probes = 0
         member.until = now + seconds
@@ -612,6 +654,7 @@ class Members:
             events.EndpointEjected(self.name, member.endpoint, kind, seconds, member.last_error, reason)
         )
         member.pool.suspend(_queue.EJECTED)
+        self._turn()
         self._ask(now)
         self._eligibility_changed(now)
         self.set_alarm()
@@ -646,6 +689,7 @@ class Members:
         member.start_slowly(now)
         self.queue.news.append(events.EndpointReadmitted(self.name, member.endpoint))
         self._activate(member, now)
+        self._turn()
         self._eligibility_changed(now)
 
     def _activate(self, member: Member, now: float) -> None:

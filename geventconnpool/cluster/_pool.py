@@ -33,6 +33,7 @@ from geventconnpool.cluster._members import Change, ClusterQueue, Member, Member
 from geventconnpool.cluster._outliers import OutlierDetection
 from geventconnpool.cluster._refresh import Refresh
 from geventconnpool.cluster._resolvers import DNSResolver, Resolver, StaticResolver, bounds_of
+from geventconnpool.cluster._subset import Subset
 from geventconnpool.errors import PoolClosed, PoolError
 from geventconnpool.pool import DEFAULT_EXC_CLASSES, Borrowing, ConnectionPool, Options
 
@@ -56,9 +57,20 @@ class Discovery:
     One greenlet at a time does so: it looks up, then changes the members in slices. Only a stale set that is to be
     given up while it looks up is given up by another. What happens between its switches, be it a stop, a fork or the
     end of the pool, finds the members whole, if not complete; if somebody kills it, the next alarm goes on.
+
+    With a ``subset``, the members are a choice among what is believed, and made anew when some of them become unfit to
+    serve, or fit again. That is no other belief: what is told of discovery stays as it is meanwhile.
     """
 
-    def __init__(self, engine: Engine, resolver: Resolver, service: str | None, name: str, rng: Random) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        resolver: Resolver,
+        service: str | None,
+        name: str,
+        rng: Random,
+        subset: Subset | None = None,
+    ) -> None:
         self.alarm = inf
         self.members: Members
         self._engine = engine
@@ -67,7 +79,9 @@ class Discovery:
         self._name = name
         self._refresh = Refresh(bounds_of(resolver), rng)
         self._told: tuple[str, bool] = (self._refresh.state, False)
-        self._applied: tuple[Endpoint, ...] | None = None
+        self._subset = subset
+        self._applied: tuple[Endpoint, ...] | None = None  # what was believed when the members became that
+        self._turns = 0  # of the members, when they were chosen
         self._before = NOT_BEGUN  # what was told before the members began to change
         self._greenlet: Any = None  # that looks up
         self._applier: Any = None  # the greenlet that changes the members
@@ -80,7 +94,7 @@ class Discovery:
         if isinstance(self._resolver, StaticResolver):
             given = self._resolver.at_hand()
             self._refresh.given(given, now)
-            self.members.update(given.endpoints, now)
+            self.members.update(self._choose(given.endpoints), now)
             self._applied = given.endpoints
             self._tell()
         self.tick(now)
@@ -94,6 +108,11 @@ class Discovery:
         """An endpoint has failed: perhaps DNS knows better by now."""
         self._refresh.ask(now)
         self._set_alarm()
+
+    def turned(self) -> None:
+        """An endpoint is unfit to serve, or fit again: perhaps others are wanted."""
+        self._set_alarm()
+        self._engine.act()  # a good call that makes one fit is returned without
 
     def tick(self, now: float) -> None:
         if self._is_stopped:
@@ -111,8 +130,11 @@ class Discovery:
     @property
     def _is_behind(self) -> bool:
         """Whether the members are not what is believed, and nobody is about to change that."""
-        wanted = self._refresh.endpoints
-        return wanted is not None and wanted is not self._applied and self._applier is None
+        return self._applier is None and not self._is_current(self._applied, self._turns)
+
+    def _is_current(self, believed: tuple[Endpoint, ...] | None, turns: int) -> bool:
+        """Say whether that is what is believed still, and where there is a choice, whether it would be the same."""
+        return believed is self._refresh.endpoints and (self._subset is None or turns == self.members.turns)
 
     def _set_alarm(self) -> None:
         if self._is_stopped:
@@ -157,11 +179,11 @@ class Discovery:
         """Have the members become what is believed, in slices."""
         self._applier = getcurrent()
         try:
-            while (wanted := self._refresh.endpoints) is not None and wanted is not self._applied:
-                self._applied = None  # who is killed on the way leaves the members as nobody said they were
+            while (wanted := self._refresh.endpoints) is not None and not self._is_current(self._applied, self._turns):
+                if wanted is not self._applied:
+                    self._applied = None  # who is killed on the way leaves the members as nobody said they were
                 self.members.reason = self._refresh.outcome
-                if self._become(wanted):
-                    self._applied = wanted
+                self._become(wanted)
         finally:
             self._applier_ended()
 
@@ -169,14 +191,24 @@ class Discovery:
         self._applier = None
         self._report()
 
-    def _become(self, wanted: tuple[Endpoint, ...]) -> bool:
-        """Change the members to those ``wanted``, unless others are wanted before that is done."""
-        changes, part = self.members.changes(wanted), Slice(CHANGES_AT_ONCE)
-        while not self._change(changes, part):
+    def _become(self, wanted: tuple[Endpoint, ...]) -> None:
+        """Change the members to those ``wanted``, or a choice of them, unless others are before that is done."""
+        turns, part = self.members.turns, Slice(CHANGES_AT_ONCE)
+        changes = self.members.changes(self._choose(wanted, part))
+        # A choice must not outlive what it was made for: who stood in for one that is ejected again would be drained.
+        while self._is_current(wanted, turns):
+            if self._change(changes, part):
+                self._applied, self._turns = wanted, turns
+                return
             part.rest()
-            if wanted is not self._refresh.endpoints:
-                return False
-        return True
+
+    def _choose(self, endpoints: tuple[Endpoint, ...], part: Slice | None = None) -> Iterable[Endpoint]:
+        """Return those of the endpoints to have pools for."""
+        if self._subset is None:
+            return endpoints
+        chosen = self._subset.choose(part.through(endpoints) if part else endpoints, self.members.unfit)
+        self.members.reweigh(chosen)
+        return chosen
 
     def _change(self, changes: Iterator[Change | None], part: Slice) -> bool:
         pool = self._engine.hooks()  # held: it must not be collected in the middle
@@ -254,6 +286,7 @@ class Plan:
     outlier: OutlierDetection | None
     drain_timeout: float
     slow_start: float
+    subset: int | None
 
 
 class ClusterLender(Lender):
@@ -270,7 +303,9 @@ class ClusterLender(Lender):
         queue = ClusterQueue()
         self._own(queue)
         engine = options.make_engine(self.user, queue)
-        self.discovery = Discovery(engine, plan.resolver, plan.service, options.name, rng)
+        # In the child of a fork it is another choice: the workers of a gunicorn should not all have their master's.
+        subset = None if plan.subset is None else Subset(plan.subset)
+        self.discovery = Discovery(engine, plan.resolver, plan.service, options.name, rng, subset)
         self.past = Past(options.name)
         self.members = Members(
             options.name,
@@ -279,6 +314,7 @@ class ClusterLender(Lender):
             open_pool=partial(_open_pool, self._hooks, options, engine, Gate(CONNECTS_AT_ONCE), rng),
             closed_pool=self.past.add,
             ask=self.discovery.ask,
+            turned=self.discovery.turned,
             outlier=plan.outlier,
             drain_timeout=plan.drain_timeout,
             rng=rng,
@@ -506,8 +542,12 @@ class ClusterPool(Borrowing[C]):
         than the others; None: never.
     ``slow_start``
         seconds in which an endpoint that is new among others, or back, goes from a tenth of its weight to all of it.
+    ``subset``
+        for fleets: have pools for so many endpoints of each SRV priority, which each process chooses at random and
+        keeps; None: for all. While one is ejected, another stands in for it. See "Fleets" in :doc:`where-it-runs`.
     ``drain_timeout``
-        seconds that calls to an endpoint which left DNS have to finish; then it is closed under its users.
+        seconds that calls to an endpoint which left DNS, or the subset, have to finish; then it is closed under its
+        users.
 
     The other options are those of :class:`ConnectionPool`: ``timeout``, ``max_waiting``, ``fail_after``, ``name``,
     ``on_event`` and ``hold_warning`` are the cluster's, the rest goes for each endpoint's pool; at most 64 connects are
@@ -529,6 +569,7 @@ class ClusterPool(Borrowing[C]):
         resolver: Resolver | None = None,
         balancer: Callable[[], Balancer] = PeakEWMA,
         outlier: OutlierDetection | None = OutlierDetection(),  # noqa: B008  # a frozen value
+        subset: int | None = None,
         slow_start: float = 3.0,
         drain_timeout: float = 30.0,
         timeout: float | None = None,
@@ -573,6 +614,7 @@ class ClusterPool(Borrowing[C]):
             question,
             balancer,
             outlier,
+            subset=None if subset is None else _check.integer("subset", subset, 1),
             drain_timeout=_check.seconds("drain_timeout", drain_timeout),
             slow_start=_check.seconds("slow_start", slow_start),
         )
