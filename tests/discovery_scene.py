@@ -224,10 +224,10 @@ def the_first_answer(scene: Scene) -> dict[str, Any]:
 def a_record_is_added_and_removed(scene: Scene) -> dict[str, Any]:
     connections = [scene.connection_to(host) for host in ("r1", "r2", "r3")]
     scene.change(add=[scene.srv("r4")])
-    added = scene.until(hosts=["r1", "r2", "r3", "r4"])
+    added = scene.until(hosts=["r1", "r2", "r3", "r4"], outcome="4 SRV records from BIND")  # which is told last
     scene.connection_to("r4")
     scene.change(delete=[scene.srv("r4")])
-    removed = scene.until(hosts=["r1", "r2", "r3"])
+    removed = scene.until(hosts=["r1", "r2", "r3"], outcome="3 SRV records from BIND")
     wait_until(lambda: scene.told(events.EndpointDrained), PATIENCE)
     return {
         "added": added,
