@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from math import inf
-from operator import attrgetter
 from random import Random
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from geventconnpool.cluster._load import FLOOR
+from geventconnpool.cluster._load import FLOOR, least
 
 HARDLY_EVER = 0.01  # the weight that stands for 0: RFC 2782 gives it "a very small chance of being selected"
 
@@ -48,25 +47,20 @@ class Balancer(Protocol):
 class PeakEWMA:
     """The candidate whose next call is expected to take the least time; ``cluster._load`` says how that is worked out.
 
-    The key of each candidate is at hand, so this is one pass at the speed of C. What an endpoint may be behind with its
-    share changes with every call that goes elsewhere: that is looked at when it would be chosen for it.
+    Candidates of somebody else's making, which keep no account of their load, are compared by ``latency`` times calls
+    in flight over ``weight``.
     """
 
     sample = 32  # of a cluster with more endpoints than that, a few at random are candidates
 
     def choose(self, candidates: Sequence[C], now: float) -> C:
         try:
-            best: Any = min(candidates, key=_KEY)
-        except AttributeError:  # candidates of somebody else's making
+            load = least([c.load for c in candidates])  # type: ignore[attr-defined]
+        except AttributeError:
             return min(candidates, key=_expected)
-        while best.load.is_behind():
-            best = min(candidates, key=_KEY)
-        best.load.chosen(now)
-        chosen: C = best
+        chosen: C = load.member
+        load.chosen(chosen.in_flight + 1, now)
         return chosen
-
-
-_KEY = attrgetter("load.key")
 
 
 def _expected(candidate: Candidate) -> float:

@@ -33,6 +33,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import exp, inf, log
+from operator import attrgetter
+from typing import Any
 
 DECAY = 10.0  # seconds after which a sample counts for 1/e
 SURPRISE, HICCUP = 2.0, 0.005
@@ -48,11 +50,11 @@ STEP, EVEN, WEIGHTED = 0.02, 0.1, 0.5
 class Peers:
     """What the loads of one cluster have in common, and are compared by."""
 
-    __slots__ = ("lag", "level", "number", "rounds", "typical", "weight")
+    __slots__ = ("lag", "level", "rounds", "turn", "typical", "weight")
 
     def __init__(self) -> None:
         self.rounds = 0.0  # played so far; in one, each of equal endpoints has one call
-        self.number = 1
+        self.turn = 1.0  # how much of a round one call is
         self.weight = 1.0  # the mean
         self.lag = EVEN / STEP  # how many rounds an endpoint may be ahead of the others, or behind
         self.typical = 0.0  # seconds: the median of the latencies, to be assumed where none is known
@@ -60,12 +62,13 @@ class Peers:
 
     def measure(self, loads: Sequence[Load], weights: Sequence[float], *, is_even: bool) -> None:
         """Take note of who is available now, with the full weight of each; say whether all now have the same."""
-        self.number = len(weights)
-        self.weight = sum(weights) / self.number
+        number = len(weights)
+        self.turn = 1.0 / number
+        self.weight = sum(weights) / number
         self.lag = (EVEN if is_even else WEIGHTED) / STEP
         latencies = sorted(load.latency for load in loads if load.latency is not None)
         self.typical = latencies[len(latencies) // 2] if latencies else 0.0
-        self.level = sum(load.level for load in loads) / self.number
+        self.level = sum(load.level for load in loads) / number
 
 
 class Load:
@@ -81,6 +84,7 @@ class Load:
         "key",
         "latency",
         "level",
+        "member",
         "oldest",
         "pause",
         "peers",
@@ -89,8 +93,9 @@ class Load:
         "unit",
     )
 
-    def __init__(self, peers: Peers, now: float) -> None:
+    def __init__(self, peers: Peers, now: float, member: Any = None) -> None:
         self.peers = peers
+        self.member = member  # whose load it is
         self.latency: float | None = None
         self.level = 0.0
         self.unit = 1.0
@@ -104,7 +109,7 @@ class Load:
         self._at = now  # of the last sample
         self._samples = 0.0  # that ``latency`` rests on
         self._surprise = 0.0
-        self._is_doubtful = False  # cleared by a keepalive, and no call has shown yet whether that was right
+        self._is_doubtful = False  # cleared by a keepalive, and not proven since
 
     def measured(self, seconds: float, level: int, now: float) -> None:
         """A call took so long, or was interrupted after so many seconds, with so many others in flight at its end."""
@@ -152,16 +157,17 @@ class Load:
             self.pause = min(2.0 * self.pause, longest_pause)
         self.charged_at = now
 
-    def answered(self, began: float) -> None:
-        """A call has returned, and not because its caller lost patience."""
+    def answered(self, seconds: float, in_flight: int, now: float) -> None:
+        """A call has returned after so many seconds, and not because its caller lost patience."""
+        self.measured(seconds, in_flight, now)
+        began = now - seconds
         if began > self.heard_at:
             self.heard_at = began
 
     def succeeded(self, began: float) -> None:
         """A call was good; one that began before the failure says nothing about what came after it."""
-        if self.charged_at is None or began >= self.charged_at:
+        if self.charged_at is not None and began >= self.charged_at:
             self.charged_at = None
-            self._is_doubtful = False
 
     def kept_alive(self, began: float) -> None:
         """A keepalive passed."""
@@ -176,6 +182,7 @@ class Load:
     def proven(self) -> None:
         """Many calls in a row were good."""
         self.pause = FIRST_PAUSE
+        self._is_doubtful = False
 
     # -- the cost of a call --------------------------------------------------------------------------------------------
 
@@ -189,9 +196,10 @@ class Load:
             latency = now - self.oldest
         if self.charged_at is not None and latency < FAILURE_COST:
             latency = FAILURE_COST
-        unit, level, usual = self.unit, self.level, self.peers.level * self.unit
-        if usual > level:
-            level = usual
+        unit = self.unit
+        level = self.peers.level * unit
+        if level < self.level:
+            level = self.level
         latency += FLOOR
         if in_flight > level:
             latency *= (in_flight + unit) / (level + unit)
@@ -207,10 +215,30 @@ class Load:
         self.key += STEP * behind
         return True
 
-    def chosen(self, now: float) -> None:
-        """A call goes there."""
+    def chosen(self, in_flight: int, now: float) -> None:
+        """A call goes there, where so many are in flight with it."""
         self.tried_at = now
         peers = self.peers
-        rounds, lag = peers.rounds, peers.lag
-        self.spent = min(max(self.spent, rounds - lag), rounds + lag) + 1.0 / self.unit
-        peers.rounds = rounds + 1.0 / peers.number
+        rounds, lag, spent = peers.rounds, peers.lag, self.spent
+        if spent < rounds - lag:
+            spent = rounds - lag
+        elif spent > rounds + lag:
+            spent = rounds + lag
+        self.spent = spent + 1.0 / self.unit
+        peers.rounds = rounds + peers.turn
+        self.weigh(in_flight, now)
+
+
+_KEY = attrgetter("key")
+
+
+def least(loads: Sequence[Load]) -> Load:
+    """Return the load with the least key.
+
+    This is one pass at the speed of C. How far an endpoint is behind with its share changes with every call that goes
+    elsewhere; so that is looked at when it would be chosen for it.
+    """
+    load = min(loads, key=_KEY)
+    while load.is_behind():
+        load = min(loads, key=_KEY)
+    return load

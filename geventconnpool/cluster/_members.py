@@ -34,9 +34,9 @@ from geventconnpool._backoff import exponential, spread
 from geventconnpool._check import show, without_traceback
 from geventconnpool._queue import ERROR, IN_USE, INTERRUPTED, Queue, Slot, Waiter, transition
 from geventconnpool._slots import Slots
-from geventconnpool.cluster._balancers import HARDLY_EVER, Balancer
+from geventconnpool.cluster._balancers import HARDLY_EVER, Balancer, PeakEWMA
 from geventconnpool.cluster._endpoints import Endpoint, is_changed
-from geventconnpool.cluster._load import TRIAL, Load, Peers
+from geventconnpool.cluster._load import TRIAL, Load, Peers, least
 from geventconnpool.cluster._outliers import OutlierDetection, Tally, Window
 from geventconnpool.errors import PoolClosed, PoolUnavailable
 
@@ -104,6 +104,7 @@ class Member:
         self.until = inf  # next probe if ejected, forced close if draining
         self.failures: dict[events.Kind, int] = {CONNECTS: 0, KEEPALIVES: 0, CALLS: 0}
         self.tally = Tally()
+        self.has_failed = False  # since they were forgotten
         self.last_error: BaseException | None = None
         self.ejections = 0
         self.relapses = 0
@@ -113,7 +114,7 @@ class Member:
         self.failed_probes = 0
         self.is_probing = False
         self.is_cut = False  # calls were in flight when its time to drain was over
-        self.load = Load(members.peers, now)
+        self.load = Load(members.peers, now, self)
         self.look_at = -inf  # when the age of its calls, its slow start or a trial may change the key of its load
         self._slow_until = -inf  # its weight grows until then
 
@@ -193,7 +194,7 @@ class Member:
         self._members.failed(self, KEEPALIVES, error, now)
 
     def call_ended(self, verdict: str | None, error: BaseException | None, seconds: float, now: float) -> None:
-        load = self.load
+        load, in_flight = self.load, self.pool.in_use
         if verdict is ERROR:
             self.good_calls = 0
             load.failed(now, self._members.longest_pause)
@@ -201,13 +202,15 @@ class Member:
         else:
             if load.latency is None:
                 self._members.look_at = -inf  # something is known that others may be measured by
-            load.measured(seconds, self.pool.in_use, now)
+            if verdict is INTERRUPTED:
+                load.measured(seconds, in_flight, now)
+            else:
+                load.answered(seconds, in_flight, now)
         if verdict is None:
-            load.succeeded(now - seconds)
+            if load.charged_at is not None:
+                load.succeeded(now - seconds)
             self._note_good_call()
-        if verdict is not INTERRUPTED:
-            load.answered(now - seconds)
-        self.weigh(now)
+        load.weigh(in_flight, now)
 
     def probed(self, error: BaseException | None, now: float) -> None:
         self._members.probed(self, error, now)
@@ -216,11 +219,13 @@ class Member:
         self._members.emptied(self)
 
     def forget_failures(self) -> None:
+        self.has_failed = False
         failures = self.failures
         failures[CONNECTS] = failures[KEEPALIVES] = failures[CALLS] = 0
 
     def _note_good_call(self) -> None:
-        self.forget_failures()
+        if self.has_failed:
+            self.forget_failures()
         self.tally.good += 1
         if self.is_spared:
             self._members.spare(self, False)
@@ -285,6 +290,7 @@ class Members:
         self.leaving: list[Member] = []  # gone, but for the last connections that are being closed
         self.last_error: BaseException | None = None
         self._eligible: tuple[Member, ...] = ()
+        self._loads: tuple[Load, ...] = ()  # of those, or nothing
         self._eligible_but: dict[frozenset[Endpoint], tuple[Member, ...]] = {}  # by what is avoided
         queue.members = self
 
@@ -328,6 +334,12 @@ class Members:
         """Choose an eligible member with an idle connection and hand that out: one step. None if there is none."""
         if now >= self.look_at:
             self._look(now)
+        if self._loads and not avoid:  # the usual case in few words
+            load = least(self._loads)
+            pool: Slots = load.member.pool
+            if pool.idle:
+                load.chosen(pool.in_use + 1, now)
+                return pool.take(now)
         eligible = self.eligible(avoid)
         candidates = self._candidates(eligible, now)
         if not candidates:
@@ -339,6 +351,11 @@ class Members:
         slot = chosen.pool.take(now)
         chosen.weigh(now)
         return slot
+
+    def _see_loads(self) -> None:
+        """Have the loads at hand, where it is only a matter of them who is chosen."""
+        is_plain = type(self._balancer) is PeakEWMA and not self._grows and len(self._eligible) <= self._sample
+        self._loads = tuple(member.load for member in self._eligible) if is_plain else ()
 
     def _choose_or_grow(self, eligible: Sequence[Member], candidates: Sequence[Member], now: float) -> Member:
         """Choose; if one that has none idle is preferred, have it open one, and choose among the others."""
@@ -441,6 +458,7 @@ class Members:
         """Recompute who is eligible, and serve waiters who may now use what is idle, oldest first."""
         available = self.available
         self._eligible = tuple(_lowest_priority(available))
+        self._see_loads()
         self._eligible_but.clear()
         self.look_at = -inf
         waiting = list(self.queue.waiting) if any(member.pool.idle for member in available) else ()
@@ -588,6 +606,7 @@ class Members:
         readmitted. That one is on trial, and may soon be the worse of the two.
         """
         member.failures[kind] += 1
+        member.has_failed = True
         if kind is CALLS:
             self._window.turn((other.tally for other in self._members.values()), now)
             member.tally.failed += 1
@@ -712,6 +731,7 @@ class Members:
         """Have so many connections to each endpoint."""
         self.queue.keeps_some = min_size > 0
         self._grows = min_size < size
+        self._see_loads()
         for member in self._members.values():
             member.pool.resize(size, min_size, now)
         self.queue.planned(now)
