@@ -12,6 +12,9 @@ multiplied by that load again. ``unit`` is the weight over the mean weight: at t
 flight make no difference. While a call is in flight for longer than ``latency``, its age stands for it, unless one that
 began later has returned: what hangs is seen before it returns, and a long call among short ones is no hang.
 
+An endpoint that gets no calls, because they are expected to take long, is tried with one: ``FIRST_TRIAL`` seconds after
+its last, then after twice as long each time, up to ``TRIAL``. If that one is quick, what was known before is forgotten.
+
 A call that fails costs ``FAILURE_COST`` instead, or who refuses everything at once would look quick (Linkerd's balancer
 biases its load in this way). That has to be taken off again, or it would outlive the fault::
 
@@ -37,11 +40,13 @@ from operator import attrgetter
 from typing import Any
 
 DECAY = 10.0  # seconds after which a sample counts for 1/e
-SURPRISE, HICCUP = 2.0, 0.005
+SURPRISE, HICCUP = 3.0, 0.005
+STEADY = 25.0  # samples after which a surprise is the first of its kind
 PRIOR = 5.0  # samples that the latency of its peers counts for with an endpoint that has none yet
 FAILURE_COST = 5.0  # seconds
 FIRST_PAUSE = 1.0  # seconds
-TRIAL = 10.0  # seconds after which an endpoint is tried, whatever it costs
+FIRST_TRIAL, TRIAL = 2.0, 10.0  # seconds after which an endpoint is tried, whatever it costs
+INSTANT = 1e-6  # seconds: what is told of calls is that exact
 TRIED_FIRST = -1e12  # makes the key of one that is due to be tried: below all others, those who wait longest first
 FLOOR = 0.001  # seconds
 STEP, EVEN, WEIGHTED = 0.02, 0.1, 0.5
@@ -86,9 +91,11 @@ class Load:
         "level",
         "member",
         "oldest",
+        "patience",
         "pause",
         "peers",
         "spent",
+        "trial_at",
         "tried_at",
         "unit",
     )
@@ -102,6 +109,8 @@ class Load:
         self.spent = peers.rounds
         self.key = 0.0
         self.tried_at = now
+        self.trial_at = inf  # when a call went there to find out how it fares, that has not returned yet
+        self.patience = FIRST_TRIAL  # seconds after which one does
         self.heard_at = -inf  # when the call began that began last of all that have returned
         self.oldest = inf  # when the call in flight began that began first after that; as of the last look
         self.charged_at: float | None = None  # when the last call failed, if nothing has cleared that
@@ -118,10 +127,8 @@ class Load:
         if self.latency is None:
             self._assume()
         if seconds >= self._surprise:
-            self.latency = seconds
-            self._surprise = SURPRISE * seconds + HICCUP
+            self._believe(seconds, 1.0)
             self.level = float(level)
-            self._samples = 1.0
             return
         fade = exp(-silence / DECAY)
         samples = self._samples = self._samples * fade + 1.0
@@ -134,15 +141,29 @@ class Load:
     def _assume(self) -> None:
         """Begin with what is typical, if anything is: one quick call makes nobody the quickest."""
         if self.peers.typical:
-            self.latency = self.peers.typical
-            self._surprise = SURPRISE * (SURPRISE * self.latency + HICCUP)
-            self._samples = PRIOR
+            self._believe(self.peers.typical, PRIOR)
         else:
             self._surprise = 0.0
+
+    def _believe(self, latency: float, samples: float) -> None:
+        """Take a latency for what it is from now on, as if it rested on so many samples."""
+        if self._samples >= STEADY:
+            self.patience = FIRST_TRIAL
+        self.latency = latency
+        self._samples = samples
+        self._surprise = SURPRISE * latency + HICCUP
+
+    def _passed_trial(self, seconds: float) -> None:
+        """A call that was to find out how it fares now has returned: if it was quick, what was before is forgotten."""
+        self.trial_at = inf
+        latency = max(seconds, self.peers.typical)
+        if self.latency is not None and latency < self.latency:
+            self._believe(latency, PRIOR)
 
     def renew(self, now: float) -> None:
         """What was is no guide to what will be: it counts as the typical one, and has nothing to catch up with."""
         self.tried_at = now
+        self.patience = FIRST_TRIAL
         self.latency = None
         self.level = 0.0
         self.spent = self.peers.rounds
@@ -159,8 +180,12 @@ class Load:
 
     def answered(self, seconds: float, in_flight: int, now: float) -> None:
         """A call has returned after so many seconds, and not because its caller lost patience."""
-        self.measured(seconds, in_flight, now)
         began = now - seconds
+        if began >= self.trial_at:
+            self._passed_trial(seconds)
+        self.measured(seconds, in_flight, now)
+        if in_flight == 0:
+            self.oldest = inf
         if began > self.heard_at:
             self.heard_at = began
 
@@ -186,9 +211,14 @@ class Load:
 
     # -- the cost of a call --------------------------------------------------------------------------------------------
 
+    @property
+    def next_trial(self) -> float:
+        """When it is to be tried, if no call goes there before."""
+        return self.tried_at + (self.patience if self.charged_at is None else TRIAL)
+
     def weigh(self, in_flight: int, now: float) -> None:
         """Work out the key."""
-        if now - self.tried_at >= TRIAL:
+        if now >= self.next_trial:
             self.key = TRIED_FIRST + self.tried_at
             return
         latency = self.peers.typical if self.latency is None else self.latency
@@ -218,6 +248,9 @@ class Load:
     def chosen(self, in_flight: int, now: float) -> None:
         """A call goes there, where so many are in flight with it."""
         self.tried_at = now
+        if self.key < 0.5 * TRIED_FIRST:
+            self.trial_at = now - INSTANT
+            self.patience = min(2.0 * self.patience, TRIAL)
         peers = self.peers
         rounds, lag, spent = peers.rounds, peers.lag, self.spent
         if spent < rounds - lag:

@@ -36,7 +36,7 @@ from geventconnpool._queue import ERROR, IN_USE, INTERRUPTED, Queue, Slot, Waite
 from geventconnpool._slots import Slots
 from geventconnpool.cluster._balancers import HARDLY_EVER, Balancer, PeakEWMA
 from geventconnpool.cluster._endpoints import Endpoint, is_changed
-from geventconnpool.cluster._load import TRIAL, Load, Peers, least
+from geventconnpool.cluster._load import Load, Peers, least
 from geventconnpool.cluster._outliers import OutlierDetection, Tally, Window
 from geventconnpool.errors import PoolClosed, PoolUnavailable
 
@@ -56,7 +56,7 @@ LEAST_SHARE = 0.1  # with which slow start begins
 FINEST_LOOK = 0.001  # seconds between two looks at what changes by itself
 LOOKS_PER_RAMP = 30
 DRAWS = 4  # of a large cluster
-SURVEY = 1.0  # seconds between two looks at all endpoints of a large cluster
+SURVEY = 1.0  # seconds after which endpoints are compared with each other again
 
 
 class ClusterQueue(Queue):
@@ -149,13 +149,25 @@ class Member:
         load.unit = self.weight / load.peers.weight
         load.oldest = self._oldest_call() if pool.in_use else inf
         load.weigh(pool.in_use + pool.connecting + pool.waiting, now)
-        latency = load.latency or load.peers.typical
-        age = max(0.0, now - load.oldest)
-        self.look_at = now + max(FINEST_LOOK, latency - age, 0.1 * age)
-        if load.tried_at + TRIAL > now:
-            self.look_at = min(self.look_at, load.tried_at + TRIAL)
+        self.look_at = min(self._overdue_at(now), load.next_trial if load.next_trial > now else inf)
         if self.is_slow(now):
             self.look_at = min(self.look_at, now + self._members.slow_start / LOOKS_PER_RAMP)
+
+    def _overdue_at(self, now: float) -> float:
+        """Return when the oldest call will have been in flight for longer than usual, or noticeably longer than now."""
+        load = self.load
+        usual = load.peers.typical if load.latency is None else load.latency
+        age = now - load.oldest  # -inf if there is none
+        return now + max(FINEST_LOOK, usual - age, 0.1 * age)
+
+    def begin(self, now: float) -> None:
+        """The only call in flight begins: look again when it is overdue."""
+        self.load.oldest = now
+        due = self._overdue_at(now)
+        if due < self.look_at:
+            self.look_at = due
+        if due < self._members.look_at:
+            self._members.look_at = due
 
     def _oldest_call(self) -> float:
         """Return when the call in flight began that began first of those that were not overtaken by another."""
@@ -179,6 +191,8 @@ class Member:
 
     def connected(self, now: float) -> None:
         self.failures[CONNECTS] = 0
+        if self.pool.in_use == 1:
+            self.begin(now)
         self.weigh(now)
 
     def connect_failed(self, error: BaseException, now: float) -> None:
@@ -201,7 +215,7 @@ class Member:
             self._members.failed(self, CALLS, error, now)
         else:
             if load.latency is None:
-                self._members.look_at = -inf  # something is known that others may be measured by
+                self._members.survey_soon()  # something is known that others may be measured by
             if verdict is INTERRUPTED:
                 load.measured(seconds, in_flight, now)
             else:
@@ -283,6 +297,7 @@ class Members:
         self._sample: int = getattr(balancer, "sample", sys.maxsize)
         self._next_drawn = 0  # who of many is looked at next
         self.look_at = -inf  # when a key or a weight may change by itself
+        self._survey_at = -inf  # when all are compared with each other again
         self._window = Window(outlier.interval) if outlier else Window()
         self._drain_timeout = drain_timeout
         self._rng = rng
@@ -338,6 +353,8 @@ class Members:
             load = least(self._loads)
             pool: Slots = load.member.pool
             if pool.idle:
+                if not pool.in_use:
+                    load.member.begin(now)
                 load.chosen(pool.in_use + 1, now)
                 return pool.take(now)
         eligible = self.eligible(avoid)
@@ -348,6 +365,8 @@ class Members:
             chosen = self._choose_or_grow(eligible, candidates, now)
         else:
             chosen = self._choose(candidates, now)
+        if not chosen.pool.in_use:
+            chosen.begin(now)
         slot = chosen.pool.take(now)
         chosen.weigh(now)
         return slot
@@ -384,20 +403,33 @@ class Members:
         drawn = {self._next_drawn, *(int(self._rng.random() * len(eligible)) for _ in range(DRAWS))}
         return [eligible[i] for i in drawn]
 
+    def survey_soon(self) -> None:
+        """What endpoints are compared by has changed."""
+        self.look_at = self._survey_at = -inf
+
     def _look(self, now: float) -> None:
         """See what has changed by itself. Of a large cluster, only who is drawn is looked at in detail."""
         available = self.available
         if not available:
             return
+        if now >= self._survey_at:
+            self._survey(available, now)
+        self.look_at = self._survey_at
+        if len(available) > self._sample:
+            return
+        for member in available:
+            if now >= member.look_at:
+                member.look(now)
+            if member.look_at < self.look_at:
+                self.look_at = member.look_at
+
+    def _survey(self, available: Sequence[Member], now: float) -> None:
         weights = [member.full_weight for member in available]
         is_even = min(weights) == max(weights) and not any(member.is_slow(now) for member in available)
         self.peers.measure([member.load for member in available], weights, is_even=is_even)
-        if len(available) > self._sample:
-            self.look_at = now + SURVEY
-            return
+        self._survey_at = now + SURVEY
         for member in available:
-            member.look(now)
-        self.look_at = min(member.look_at for member in available)
+            member.look_at = -inf
 
     def _choose(self, candidates: Sequence[Member], now: float) -> Member:
         """Ask the balancer, which may be the user's and is asked inside transitions: they must not break with it."""
@@ -460,7 +492,7 @@ class Members:
         self._eligible = tuple(_lowest_priority(available))
         self._see_loads()
         self._eligible_but.clear()
-        self.look_at = -inf
+        self.survey_soon()
         waiting = list(self.queue.waiting) if any(member.pool.idle for member in available) else ()
         for waiter in waiting:
             slot = None if waiter.only is not None else self.take(waiter.avoid, now)
@@ -529,7 +561,7 @@ class Members:
         self._weights = weights
         for member in self._members.values():
             member.weight = member.full_weight
-        self.look_at = -inf
+        self.survey_soon()
 
     def weight_of(self, endpoint: Endpoint) -> float:
         return self._weights.get(endpoint) or float(endpoint.weight) or HARDLY_EVER
@@ -556,7 +588,7 @@ class Members:
     def _replace(self, member: Member, endpoint: Endpoint, now: float) -> None:
         previous, member.endpoint = member.endpoint, endpoint
         member.weight = member.full_weight
-        self.look_at = -inf
+        self.survey_soon()
         member.pool.endpoint = endpoint
         self.queue.news.append(events.EndpointUpdated(self.name, endpoint, previous))
         member.pool.moved(previous.addresses, endpoint.addresses)
