@@ -184,8 +184,6 @@ class Load:
         if began >= self.trial_at:
             self._passed_trial(seconds)
         self.measured(seconds, in_flight, now)
-        if in_flight == 0:
-            self.oldest = inf
         if began > self.heard_at:
             self.heard_at = began
 
@@ -218,7 +216,7 @@ class Load:
 
     def weigh(self, in_flight: int, now: float) -> None:
         """Work out the key."""
-        if now >= self.next_trial:
+        if now - self.tried_at >= FIRST_TRIAL and now >= self.next_trial:
             self.key = TRIED_FIRST + self.tried_at
             return
         latency = self.peers.typical if self.latency is None else self.latency

@@ -209,6 +209,8 @@ class Member:
 
     def call_ended(self, verdict: str | None, error: BaseException | None, seconds: float, now: float) -> None:
         load, in_flight = self.load, self.pool.in_use
+        if not in_flight:
+            load.oldest = inf
         if verdict is ERROR:
             self.good_calls = 0
             load.failed(now, self._members.longest_pause)
