@@ -619,7 +619,7 @@ def test_a_service_without_endpoints_is_unavailable_at_once_also_for_who_waits(k
     assert pool.call() == B
 
 
-def test_when_none_is_available_the_error_lists_each_endpoint_with_its_last_failure_and_its_next_probe():
+def test_when_none_serves_the_error_lists_each_endpoint_with_its_last_failure_and_when_it_is_tried_next():
     pool = make(Endpoint("a.test", 1, priority=0), Endpoint("b.test", 1, priority=1), C, outlier=SLOW)
     eject(pool, A, C)
     fail(pool, B)  # the last one stays
@@ -630,8 +630,17 @@ def test_when_none_is_available_the_error_lists_each_endpoint_with_its_last_fail
 
     for endpoint in A, C:
         assert re.search(rf"{endpoint} ejected[^;]*last failure OSError\([^;]*next probe in \d+\.\d s", text), text
-    assert re.search(rf"{B} active[^;]*last failure OSError\(", text), text
+    assert re.search(rf"{B} active[^;]*last failure OSError\([^;]*, next connect in \d\.\d s", text), text
     assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_the_error_tells_of_a_connect_that_is_under_way():
+    goes_on = Event()
+    pool = Cluster([A], dead=[A], connect=lambda _endpoint: pool.stats().open_errors and goes_on.wait())
+    wait_until(lambda: pool.stats().open_errors and pool.stats().connecting)
+    with pytest.raises(PoolTimeout, match=rf"{A} active[^;]*, last failure OSError\([^;]*, connecting now"):
+        pool.acquire(timeout=0)
+    goes_on.set()
 
 
 def test_of_very_many_endpoints_the_error_lists_twenty_and_counts_the_rest():

@@ -447,8 +447,12 @@ def _describe(member: Member, now: float) -> str:
     text = f"{member.endpoint} {member.state}, in use {member.in_flight}"
     if member.last_error is not None:
         text += f", last failure {show(member.last_error)}"
+    pool = member.pool
     if isfinite(member.until) and member.state == "ejected":
         text += f", next probe in {max(0.0, member.until - now):.1f} s"
+    elif member.state == "active" and pool.failures and not pool.open:
+        due = max(0.0, pool.retry_at - now)
+        text += ", connecting now" if pool.connecting else f", next connect in {due:.1f} s"
     return text
 
 
