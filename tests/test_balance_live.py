@@ -1,0 +1,402 @@
+"""What can befall the servers of a cluster, on real sockets: sinkholes, grey failures, servers that hang or are slow.
+
+Redis where it can play the part, else :mod:`tests.backend`; each server is a process of its own. The calls are not
+retried unless the test says so: what fails is counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, pairwise
+from math import inf
+from time import monotonic
+from typing import Literal, Self
+
+import gevent
+import pytest
+from gevent import socket
+
+from geventconnpool import ClusterPool, Endpoint, PoolError, PoolTimeout, events, retry
+from geventconnpool.cluster import OutlierDetection
+from tests.backend import Backend
+from tests.servers import Redis, require, wait_until
+
+SIZE = 10  # connections to each endpoint
+GREENLETS = 30
+PAUSE = 0.02  # seconds between two calls of a greenlet
+PATIENCE = 5.0  # seconds a client waits for its reply
+RECENT = 300  # calls, of which a share is told
+# Five failures in a row eject, and then there are at most so many calls in flight as the others of its connections.
+MOST_FAILURES = 5 + SIZE - 1
+
+
+class Client:
+    """A connection that notices the reply to somebody else's call."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._replies = connection.makefile("rb")
+        self.fileno = connection.fileno
+
+    def ping(self) -> None:
+        assert self._ask(b"PING") == b"+PONG"
+
+    def echo(self, text: bytes) -> None:
+        assert self._ask(b"ECHO " + text) == b"$%d" % len(text)
+        assert self._line() == text
+
+    def _ask(self, request: bytes) -> bytes:
+        self._socket.sendall(request + b"\r\n")
+        return self._line()
+
+    def _line(self) -> bytes:
+        line = self._replies.readline()
+        if not line.endswith(b"\r\n"):
+            raise ConnectionError("the server hung up")
+        return line.removesuffix(b"\r\n")
+
+    def close(self) -> None:
+        self._replies.close()
+        self._socket.close()
+
+
+class Servers(ClusterPool[Client]):
+    def _new_connection(self, endpoint: Endpoint) -> Client:
+        return Client(endpoint.connect(timeout=PATIENCE))
+
+    def _keepalive(self, c: Client) -> None:
+        c.ping()
+
+
+@dataclass
+class Call:
+    endpoint: Endpoint
+    began: float
+    ended: float = inf
+    outcome: Literal["good", "failed", "interrupted"] = "interrupted"
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.began
+
+
+class Scene:
+    """A cluster, greenlets that call it (for ``patience`` seconds each, if given), and what they saw."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        size: int = SIZE,
+        greenlets: int = GREENLETS,
+        pause: float = PAUSE,
+        patience: float | None = None,
+        max_failures: int = 0,
+        **options,
+    ) -> None:
+        self.calls: list[Call] = []  # in the order in which they began
+        self.errors: list[Exception] = []  # that the callers saw
+        self.reports: list[tuple[float, events.Event]] = []
+        self._pause, self._patience = pause, patience
+        self._retried = retry(max_failures=max_failures)(self._call)
+        self._numbers = count()
+        self._is_on = True
+        self.pool = Servers(endpoints, size, keepalive=1, on_event=self._report, **options)
+        self.pool.wait(timeout=10)
+        self._greenlets = [gevent.spawn(self._run) for _ in range(greenlets)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self._is_on = False
+        gevent.joinall(self._greenlets, timeout=15, raise_error=True)
+        assert self.pool.close(5)
+
+    def calls_to(self, endpoint: Endpoint, since: float = -inf, until: float = inf) -> list[Call]:
+        """The calls to an endpoint that began between two moments."""
+        return [call for call in self.calls if call.endpoint == endpoint and since < call.began < until]
+
+    def number(self, outcome: str) -> int:
+        return sum(call.outcome == outcome for call in self.calls)
+
+    def share(self, endpoint: Endpoint) -> float:
+        """The share that an endpoint has in the calls that began last."""
+        recent = self.calls[-RECENT:]
+        return sum(call.endpoint == endpoint for call in recent) / len(recent) if recent else 0.0
+
+    def state(self, endpoint: Endpoint) -> str:
+        return next(entry.state for entry in self.pool.stats().endpoints if entry.endpoint == endpoint)
+
+    def ejections(self, endpoint: Endpoint) -> list[events.EndpointEjected]:
+        return [e for _, e in self.reports if isinstance(e, events.EndpointEjected) and e.endpoint == endpoint]
+
+    def when(self, kind: type[events.Event], endpoint: Endpoint) -> list[float]:
+        """When events of a kind were reported of an endpoint."""
+        return [at for at, e in self.reports if isinstance(e, kind) and getattr(e, "endpoint", None) == endpoint]
+
+    def await_calls(self, number: int) -> None:
+        """Wait for so many calls more."""
+        wanted = len(self.calls) + number
+        wait_until(lambda: len(self.calls) >= wanted, what=f"{number} calls")
+
+    def _report(self, event: events.Event) -> None:
+        self.reports.append((monotonic(), event))
+
+    def _run(self) -> None:
+        while self._is_on:
+            try:
+                gevent.with_timeout(self._patience, self._retried, b"%d" % next(self._numbers), timeout_value=None)
+            except (OSError, PoolError) as error:
+                self.errors.append(error)
+            gevent.sleep(self._pause)
+
+    def _call(self, text: bytes) -> None:
+        with self.pool.get(timeout=10) as c:
+            call = Call(self.pool.endpoint_of(c), monotonic())
+            self.calls.append(call)
+            try:
+                c.echo(text)
+                call.outcome = "good"
+            except OSError:
+                call.outcome = "failed"
+                raise
+            finally:
+                call.ended = monotonic()
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[list[Backend]]:
+    running = [Backend(f"127.0.0.{n}") for n in (1, 2, 3)]
+    yield running
+    for backend in running:
+        backend.close()
+
+
+@pytest.fixture
+def backends(processes: list[Backend]) -> list[Backend]:
+    for backend in processes:
+        backend.becomes("well")
+    return processes
+
+
+@pytest.fixture
+def redises() -> Iterator[list[Redis]]:
+    require("redis-server")
+    running = [Redis().start() for _ in range(3)]
+    yield running
+    for server in running:
+        server.close()
+
+
+# -- sinkhole and grey failure -----------------------------------------------------------------------------------------
+
+QUICK = {"outlier": OutlierDetection(base_ejection_time=0.2), "slow_start": 0.5}
+
+
+# After the fault: at most 5 s to the next probe, slow start, and the calls that the share is taken of. Where the fault
+# is short, the probes that failed are few, and the next one is at most 2 s away.
+@pytest.mark.parametrize(("options", "fault", "most_seconds"), [(QUICK, 1, 5), ({}, 3, 12)], ids=["quick", "defaults"])
+def test_a_sinkhole_gets_few_calls_and_has_its_share_again_when_it_is_well(backends, options, fault, most_seconds):
+    victim = backends[0].endpoint
+    with Scene([backend.endpoint for backend in backends], **options) as scene:
+        scene.await_calls(RECENT)
+        backends[0].becomes("sinkhole")
+        began = len(scene.calls)
+        gevent.sleep(fault)
+        scene.await_calls(RECENT)
+        during = scene.calls[began:]
+        backends[0].becomes("well")
+        is_over = monotonic()
+        wait_until(lambda: scene.share(victim) > 0.2, timeout=most_seconds, what="a fair share")
+        seconds = monotonic() - is_over
+        state = scene.state(victim)
+    failed = [call for call in scene.calls if call.outcome == "failed"]
+    ejected_at = scene.when(events.EndpointEjected, victim)[0]
+    print(f"failed: {len(failed)} of {len(during)} calls during the fault; {seconds:.1f} s after it a fair share")
+
+    assert len(failed) <= MOST_FAILURES
+    assert len(failed) == len(scene.errors)
+    assert {call.endpoint for call in failed} == {victim}
+    assert len(failed) < 0.1 * len(during)
+    assert scene.calls_to(victim, ejected_at, is_over) == []
+    assert (state, len(scene.ejections(victim))) == ("active", 1)
+
+
+def test_where_keepalives_pass_and_calls_fail_each_return_costs_few_calls_and_the_pauses_between_them_grow(backends):
+    victim = backends[0].endpoint
+    endpoints = [backend.endpoint for backend in backends]
+    with Scene(endpoints) as ejecting, Scene(endpoints, size=30, greenlets=10, outlier=None) as charging:
+        ejecting.await_calls(RECENT)
+        charging.await_calls(RECENT)
+        backends[0].becomes("grey")
+        wait_until(lambda: len(ejecting.ejections(victim)) == 3, what="the third ejection")  # after some 5 s
+    bursts = in_bursts([call.began for call in charging.calls if call.outcome == "failed"])
+    print(f"{ejecting.number('failed')} of {len(ejecting.calls)} calls failed in 3 stays")
+    print(f"not ejected: {[len(burst) for burst in bursts]} of {len(charging.calls)} calls failed")
+    gaps = [after[0] - before[-1] for before, after in pairwise(bursts)]
+
+    assert ejecting.number("failed") <= 3 * MOST_FAILURES
+    assert [e.kind for e in ejecting.ejections(victim)] == ["calls"] * 3
+    for e, least in zip(ejecting.ejections(victim), (1, 2, 4), strict=True):
+        assert least <= e.seconds <= 1.5 * least
+    # Who has failed knows of it, and has a connection to another: one failure for each caller and return.
+    assert max(map(len, bursts)) <= 10
+    assert 2 <= len(bursts) <= 3
+    assert all(gap >= least for gap, least in zip(gaps, (1, 2), strict=False))
+
+
+def in_bursts(moments: Sequence[float]) -> list[list[float]]:
+    """Group moments that are less than half a second apart."""
+    bursts: list[list[float]] = []
+    for moment in sorted(moments):
+        if bursts and moment - bursts[-1][-1] < 0.5:
+            bursts[-1].append(moment)
+        else:
+            bursts.append([moment])
+    return bursts
+
+
+# -- servers that hang, and slow ones ----------------------------------------------------------------------------------
+
+
+def test_a_server_that_hangs_gets_hardly_a_call_before_anything_has_returned_and_serves_again_when_it_goes_on(redises):
+    endpoints = [Endpoint(*redis.address) for redis in redises]
+    victim = endpoints[0]
+    with (
+        Scene(endpoints, size=20, slow_start=0.5) as patient,
+        Scene(endpoints, size=20, slow_start=0.5, patience=0.5) as impatient,
+    ):
+        scenes = patient, impatient
+        for scene in scenes:
+            scene.await_calls(RECENT)
+        redises[0].pause()
+        hung_at = monotonic()
+        for scene in scenes:
+            wait_until(lambda scene=scene: scene.ejections(victim), what="the ejection")
+        redises[0].resume()
+        goes_on = monotonic()
+        for scene in scenes:
+            wait_until(lambda scene=scene: scene.share(victim) > 0.2, timeout=12, what="a fair share")
+    reached = [len(scene.calls_to(victim, hung_at, goes_on)) for scene in scenes]
+    late = [len(scene.calls_to(victim, hung_at + 1, goes_on)) for scene in scenes]
+    stats = impatient.pool.stats()
+    print(f"hung for {goes_on - hung_at:.1f} s: {reached} calls reached it, {late} of them after the first second")
+
+    assert max(reached) <= GREENLETS
+    assert max(late) <= 3
+    assert [e.kind for scene in scenes for e in scene.ejections(victim)] == ["keepalives"] * 2
+    # Who is interrupted gives up a connection, but is no failure of the server.
+    assert 0 < impatient.number("interrupted") == stats.discarded["interrupted"]
+    assert (impatient.number("failed"), impatient.errors, stats.discarded["error"]) == (0, [], 0)
+
+
+def test_a_server_that_is_twenty_times_slower_is_hardly_used_and_tried_every_ten_seconds(backends):
+    backends[0].becomes("well", 0.04)
+    slow = backends[0].endpoint
+    # With less than a connection for each caller, some would have to take the slow server when the others are busy.
+    with Scene([backend.endpoint for backend in backends], size=GREENLETS) as scene:
+        scene.await_calls(RECENT)
+        began, first = monotonic(), len(scene.calls)
+        gevent.sleep(11.5)
+        ended, calls = monotonic(), scene.calls[first:]
+    others = [call for call in calls if call.endpoint != slow]
+    share = 1 - len(others) / len(calls)
+    tried = [call.began for call in calls if call.endpoint == slow]
+    gaps = [after - before for before, after in pairwise([began, *tried, ended])]
+    p99, healthy = percentile(calls, 99), percentile(others, 99)
+    print(f"share {share:.2%}, p99 {p99 * 1000:.1f} ms, of the others {healthy * 1000:.1f} ms, gaps {max(gaps):.2f} s")
+
+    assert share < 0.02
+    assert p99 < 1.5 * healthy
+    assert max(gaps) < 10.5
+
+
+def percentile(calls: Sequence[Call], percent: int) -> float:
+    """Return the seconds that so many percent of the calls took at most."""
+    return sorted(call.seconds for call in calls)[len(calls) * percent // 100]
+
+
+# -- weights and priorities --------------------------------------------------------------------------------------------
+
+
+# A hiccup of the machine while a server has a call makes it look slow, and costs it its share for two seconds: then it
+# is tried again. So a thousand calls in a row without one are waited for.
+@pytest.mark.parametrize(("greenlets", "pause"), [(1, 0.001), (30, 0.01)])
+def test_servers_that_are_equally_quick_get_shares_in_proportion_to_their_weights(redises, greenlets, pause):
+    weights = 60, 30, 10
+    endpoints = [Endpoint(*redis.address, weight=weight) for redis, weight in zip(redises, weights, strict=True)]
+    with Scene(endpoints, size=30, greenlets=greenlets, pause=pause) as scene:
+        scene.await_calls(1000)
+        wait_until(lambda: farthest_from_its_weight(scene.calls[-1000:]) <= 5, timeout=15, what="shares as the weights")
+        called = len(scene.calls)
+    print(f"{greenlets} greenlets: {called} calls; of all {farthest_from_its_weight(scene.calls):.1f} points off")
+
+    assert scene.number("good") == len(scene.calls)
+    assert scene.errors == []
+
+
+def farthest_from_its_weight(calls: Sequence[Call]) -> float:
+    """Return how far at most the share of an endpoint is from its weight, in points; the weights are 100 together."""
+    counts = Counter(call.endpoint.weight for call in calls)
+    return max(abs(100 * counts[weight] / len(calls) - weight) for weight in (60, 30, 10))
+
+
+def test_calls_spill_over_to_the_next_priority_and_come_back_and_two_retries_are_enough(redises):
+    first, second, spare = (
+        Endpoint(*redis.address, priority=priority) for redis, priority in zip(redises, (0, 0, 1), strict=True)
+    )
+    with Scene([first, second, spare], max_failures=2) as scene:
+        scene.await_calls(RECENT)
+        before = scene.share(spare)
+        for redis in redises[:2]:
+            redis.kill()
+        wait_until(lambda: scene.share(spare) == 1, what="calls to the spare alone")
+        states = {scene.state(first), scene.state(second)}
+        for redis in redises[:2]:
+            redis.start()
+        wait_until(lambda: scene.share(spare) == 0, what="the return of the calls")
+    back_at = min(scene.when(events.EndpointReadmitted, first) + scene.when(events.EndpointReadmitted, second))
+
+    assert (before, states) == (0, {"ejected"})
+    assert scene.errors == []
+    assert scene.calls_to(spare, since=back_at) == []
+
+
+# -- none available ----------------------------------------------------------------------------------------------------
+
+
+def test_when_none_serves_calls_wait_for_the_first_that_is_back_and_the_error_tells_when_each_is_tried_next(redises):
+    endpoints = [Endpoint(*redis.address) for redis in redises]
+    pool = Servers(endpoints, SIZE, keepalive=1, outlier=OutlierDetection(consecutive_failures=2))
+    pool.wait(timeout=10)
+    for redis in redises:
+        redis.kill()
+    wait_until(lambda: [e.state for e in pool.stats().endpoints].count("ejected") == 2, what="two ejections")
+    wait_until(lambda: pool.stats().open == 0, what="the end of all connections")
+    with pytest.raises(PoolTimeout) as caught:
+        pool.acquire(timeout=0.5)
+    text = str(caught.value)
+    waiting = [gevent.spawn(call, pool) for _ in range(30)]
+    back = next(i for i, entry in enumerate(pool.stats().endpoints) if entry.state == "ejected")
+    redises[back].start()
+    gevent.joinall(waiting, timeout=12, raise_error=True)
+    served_by = {greenlet.value for greenlet in waiting}
+
+    failure = r"last failure Connection\w*Error\([^;]*"
+    for endpoint in endpoints:
+        ejected, active = f"ejected[^;]*{failure}, next probe in", f"active[^;]*{failure}, next connect in"
+        assert re.search(rf"{endpoint} ({ejected}|{active}) \d+\.\d s", text), text
+    assert text.count("next connect") == 1  # the last one is never ejected
+    assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+    assert served_by == {endpoints[back]}
+    assert pool.close(5)
+
+
+def call(pool: Servers) -> Endpoint:
+    with pool.get(timeout=10) as c:
+        c.echo(b"at-last")
+        return pool.endpoint_of(c)
