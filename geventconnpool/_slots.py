@@ -190,6 +190,7 @@ class Slots:
             self.queue.settle(waiter, slot=self.take(now))
         elif self.min_size < self.size:
             self.plan(now)
+        self._tell_change(now)
 
     def returned(self, slot: Slot, now: float) -> bool:
         """Take back a connection after a good call. False if there is more to it: then call ``ended``."""
@@ -216,6 +217,7 @@ class Slots:
     def end(self, slot: Slot, verdict: str | None, error: BaseException | None, now: float) -> None:
         if not self._let_go(slot):
             return
+        seconds = now - slot.since  # before a waiter has it, and its next lease begins
         if verdict is None and slot.doomed is USER:
             verdict = USER
         if verdict is ERROR:
@@ -228,7 +230,7 @@ class Slots:
             self._retire(slot, cause)
             self.plan(now)
         if self.observer is not None and not slot.is_past:
-            self.observer.call_ended(verdict, error, now - slot.since, now)
+            self.observer.call_ended(verdict, error, seconds, now)
 
     @transition
     def pass_on(self, slot: Slot, now: float) -> None:
@@ -238,9 +240,15 @@ class Slots:
         cause = self._fate(slot)
         if cause is None:
             self._free(slot, now, is_unused=True)
+            self._tell_change(now)
         else:
             self._retire(slot, cause)
             self.plan(now)
+
+    def _tell_change(self, now: float) -> None:
+        """How many are in use or connecting has changed, and nothing was reported that says so."""
+        if self.observer is not None:
+            self.observer.changed(now)
 
     @transition
     def hung_up(self, slot: Slot, now: float) -> None:
@@ -249,6 +257,8 @@ class Slots:
             return
         self.trouble_at = now  # if the server was restarted, it is not the only one
         self._retire(slot, STALE)
+        if self.observer is not None:
+            self.observer.hung_up(now)
         self.plan(now)
 
     def _let_go(self, slot: Slot) -> bool:
@@ -469,6 +479,7 @@ class Slots:
         if self.open > self.min_size:
             self._prune_at = min(self._prune_at, slot.seen + self._surplus_rests)  # it may have come to that meanwhile
         self.checking -= 1
+        began = slot.since  # before a waiter has it
         if self._keepalive_fails:
             self._keepalive_fails = False
             self.queue.news.append(events.KeepaliveRecovered(self.name, slot.endpoint))
@@ -482,7 +493,7 @@ class Slots:
         else:
             self._free(slot, now)
             if self.observer is not None:
-                self.observer.kept_alive(slot.since, now)
+                self.observer.kept_alive(began, now)
         self.plan(now)
 
     @transition
@@ -699,6 +710,7 @@ class Slots:
             while self._may_check and self._check_due <= now:
                 self._check(self._remove(self._coldest()), now)
             self.queue.ring_at(self._next_due(now), self)
+        self._tell_change(now)
         self.queue.planned(now)
 
     @property

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from random import Random
 
 import pytest
 
-from geventconnpool.cluster._balancers import LeastLoaded, RoundRobin
+from geventconnpool.cluster._balancers import LeastLoaded, PeakEWMA, RoundRobin
+from geventconnpool.cluster._load import Load, Peers
 from tests.virtual import Dice
 
 HARDLY_EVER = 0.01
@@ -194,3 +196,147 @@ def test_round_robin_is_not_thrown_by_one_that_is_hardly_ever_a_candidate():
 
     assert 1 < shares(chosen)["C"] < 7
     assert shares(chosen)["A"] == pytest.approx(shares(chosen)["B"], abs=2)
+
+
+# -- the least expected latency ----------------------------------------------------------------------------------------
+
+
+class Measured:
+    """A candidate that keeps account of its load, as the members of a cluster do."""
+
+    def __init__(self, name, weight, peers):
+        self.endpoint = name
+        self.weight = weight
+        self.in_flight = 0
+        self.load = Load(peers, 0.0, self)
+
+    @property
+    def latency(self):
+        return self.load.latency
+
+
+class Service:
+    """Endpoints that take so many seconds for a call each, whatever their load."""
+
+    def __init__(self, weights, latencies):
+        peers = Peers()
+        self.took = dict(zip("ABCDEFGH", latencies, strict=False))
+        self.candidates = [Measured(name, weight, peers) for name, weight in zip("ABCDEFGH", weights, strict=False)]
+        self.now = 0.0
+        self.balancer = PeakEWMA()
+        self._running: list[tuple[float, int, Measured]] = []
+        self._compare()
+
+    def _compare(self):
+        loads = [c.load for c in self.candidates]
+        weights = [c.weight for c in self.candidates]
+        loads[0].peers.measure(loads, weights, is_even=len(set(weights)) == 1)
+        for c in self.candidates:
+            c.load.unit = c.weight / c.load.peers.weight
+            c.load.weigh(c.in_flight, self.now)
+
+    def calls(self, times, per_second):
+        """Make calls at equal distances, and return where they went."""
+        chosen = []
+        for number in range(times):
+            self.now += 1 / per_second
+            while self._running and self._running[0][0] <= self.now:
+                self._end(*heappop(self._running))
+            self._compare()
+            candidate = self.balancer.choose(self.candidates, self.now)
+            candidate.in_flight += 1
+            candidate.load.called(self.now)
+            heappush(self._running, (self.now + self.took[candidate.endpoint], number, candidate))
+            chosen.append(candidate.endpoint)
+        return chosen
+
+    def _end(self, when, number, candidate):
+        candidate.in_flight -= 1
+        candidate.load.answered(self.took[candidate.endpoint], candidate.in_flight, when)
+
+
+# Calls one after the other, and a hundred at a time.
+LOADS = pytest.mark.parametrize("per_second", [8, 1000])
+
+
+@LOADS
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ((1, 1), {"A": 50, "B": 50}),
+        ((3, 1), {"A": 75, "B": 25}),
+        ((1, 2, 5), {"A": 12.5, "B": 25, "C": 62.5}),
+        ((60, 30, 10, 100), {"A": 30, "B": 15, "C": 5, "D": 50}),
+        ((65535, 65535), {"A": 50, "B": 50}),
+    ],
+)
+def test_endpoints_that_are_equally_quick_share_the_calls_in_proportion_to_their_weights(per_second, weights, expected):
+    found = shares(Service(weights, [0.1] * 4).calls(2000, per_second))
+
+    assert found == {name: pytest.approx(share, abs=2) for name, share in expected.items()}
+
+
+@LOADS
+def test_weight_0_is_hardly_ever_the_least_expected_latency_but_not_never(per_second):
+    found = shares(Service((1, 1, HARDLY_EVER), [0.1] * 3).calls(2000, per_second))
+
+    assert 0 < found["C"] < 2
+
+
+@LOADS
+def test_an_endpoint_that_is_a_tenth_slower_gets_less_and_one_that_is_twice_as_slow_hardly_anything(per_second):
+    found = shares(Service((1, 1, 1), (0.1, 0.115, 0.2)).calls(2000, per_second))
+
+    assert found["A"] > 49
+    assert found["B"] < 40
+    assert found["C"] < 5
+
+
+def test_equals_are_chosen_in_turn_beginning_with_the_first():
+    chosen = Service((1, 1, 1), [0.1] * 3).calls(9, per_second=1)
+
+    assert "".join(chosen) == "ABCABCABC"
+
+
+def test_the_same_calls_go_to_the_same_endpoints_every_time():
+    one, other = (Service((1, 2, 3), (0.1, 0.12, 0.15)).calls(500, per_second=40) for _ in range(2))
+
+    assert one == other
+
+
+def test_an_endpoint_that_fails_at_once_is_not_the_quickest():
+    service = Service((1, 1), (0.1, 0.1))
+    service.calls(10, per_second=5)
+    service.candidates[0].load.failed(service.now, 60.0)
+
+    assert set(service.calls(8, per_second=5)) == {"B"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Candidate("A", latency=0.2), Candidate("B", latency=0.1)),
+        (Candidate("A", in_flight=1), Candidate("B", in_flight=0)),
+        (Candidate("A", weight=1.0, in_flight=1), Candidate("B", weight=4.0, in_flight=3)),
+        (Candidate("A", latency=0.1, in_flight=3), Candidate("B", latency=0.19, in_flight=1)),
+        (Candidate("A", latency=0.1), Candidate("B", latency=None)),
+    ],
+)
+def test_of_candidates_without_an_account_the_one_with_the_least_latency_for_its_weight_and_load_is_chosen(
+    first, second
+):
+    assert PeakEWMA().choose([first, second], 0.0) is second
+    assert PeakEWMA().choose([second, first], 0.0) is second
+
+
+def test_of_equal_candidates_without_an_account_the_first_is_chosen():
+    several = candidates(1, 1)
+
+    assert PeakEWMA().choose(several, 0.0) is several[0]
+
+
+def test_a_candidate_that_has_a_load_of_another_kind_is_one_without_an_account():
+    one, other = candidates(1, 1)
+    one.load, other.load, one.latency, other.latency = 0.3, 0.5, 2.0, 1.0
+
+    assert PeakEWMA().choose([one, other], 0.0) is other

@@ -56,7 +56,17 @@ class Cluster:
     """Members with pools of their own, and a shell; jitter is in the middle: 1.25 s ejected, 0.75 s between probes."""
 
     def __init__(
-        self, *endpoints, size=10, gate=64, dice=0.5, outlier=DEFAULT, balancer=None, fail_after=inf, **options
+        self,
+        *endpoints,
+        size=10,
+        gate=64,
+        dice=0.5,
+        rng=None,
+        outlier=DEFAULT,
+        balancer=None,
+        fail_after=inf,
+        slow_start=0.0,
+        **options,
     ):
         self.queue = ClusterQueue(fail_after, keeps_some=options.get("min_size", size) > 0)
         self.shell = Shell(self.queue)
@@ -74,7 +84,8 @@ class Cluster:
             ask=self.asked.append,
             outlier=outlier,
             drain_timeout=30.0,
-            rng=Dice(dice),
+            rng=rng or Dice(dice),
+            slow_start=slow_start,
         )
         if endpoints:
             self.update(*endpoints)
@@ -1628,8 +1639,7 @@ class Watchful:
 
     def choose(self, candidates, now):
         assert candidates
-        lends = all(candidate.pool.idle for candidate in candidates)
-        assert lends or all(candidate.pool.may_grow(now) for candidate in candidates)
+        assert all(candidate.pool.idle or candidate.pool.may_grow(now) for candidate in candidates)
         assert all(candidate.state == "active" for candidate in candidates)
         assert len({candidate.endpoint.priority for candidate in candidates}) == 1
         return self._balancer.choose(candidates, now)
@@ -1637,6 +1647,8 @@ class Watchful:
 
 class Life(RuleBasedStateMachine):
     """A cluster through everything that can happen to it, in any order."""
+
+    balancer = Watchful
 
     @initialize(
         size=st.integers(1, 3),
@@ -1648,9 +1660,12 @@ class Life(RuleBasedStateMachine):
         gate=st.integers(1, 6),
         failures=st.integers(1, 2),
         seed=st.integers(0, 3),
+        slow_start=st.sampled_from([0.0, 3.0]),
         answer=answers,
     )
-    def begin(self, size, least, keepalive, max_idle, max_lifetime, fail_after, gate, failures, seed, answer):
+    def begin(
+        self, size, least, keepalive, max_idle, max_lifetime, fail_after, gate, failures, seed, slow_start, answer
+    ):
         self.cluster = Cluster(
             size=size,
             min_size=min(size, least),
@@ -1661,7 +1676,8 @@ class Life(RuleBasedStateMachine):
             keepalive=keepalive,
             has_keepalive=bool(keepalive),
             outlier=OutlierDetection(consecutive_failures=failures),
-            balancer=Watchful(self, seed),
+            balancer=self.balancer(self, seed),
+            slow_start=slow_start,
         )
         self.members = self.cluster.members
         self.members._rng = Random(seed)
@@ -1780,6 +1796,7 @@ class Life(RuleBasedStateMachine):
     @rule(avoid=avoided)
     def borrow(self, avoid):
         slot = self.members.take(avoid, self.shell.now)
+        self.act()
         if slot is None:
             assert not any(pool.idle for pool in self.eligible(avoid))
             return
@@ -1930,6 +1947,10 @@ class Life(RuleBasedStateMachine):
     def tick_without_need(self):
         self.members.tick(self.shell.now)
         self.act()
+
+    @invariant()
+    def the_balancer_has_nothing_to_complain_of(self):
+        assert not [event.error for event in self.shell.news if isinstance(event, events.HookFailed)]
 
     @invariant()
     def every_slot_is_in_one_state(self):

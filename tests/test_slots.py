@@ -1896,6 +1896,9 @@ class Told:
         self.told = []
         pool.observer = self
 
+    def changed(self, now):
+        """Of numbers, which anybody can see."""
+
     def __getattr__(self, name):
         return lambda *_: self.told.append(name)
 

@@ -1,7 +1,7 @@
 """Which endpoint the next call goes to. Pure; the rng is a constructor parameter.
 
-A balancer chooses among candidates that could all serve the call at once; it is not asked about anything else. RFC
-2782 asks for a share in proportion to the weight; weight 0 means "hardly ever", not "never".
+A balancer chooses among candidates that have an idle connection, or room to open one: the call then takes the best of
+those that have. RFC 2782 asks for a share in proportion to the weight; weight 0 means "hardly ever", not "never".
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ REMEMBERED = 1000  # endpoints whose credit a round robin keeps while they are n
 
 
 class Balancer(Protocol):
-    """Anything with this one method; called once per check-out, with at least one candidate; must not switch."""
+    """Anything with this one method; called at every check-out, with at least one candidate; must not switch."""
 
     def choose(self, candidates: Sequence[C], now: float) -> C: ...
 

@@ -14,6 +14,7 @@ began later has returned: what hangs is seen before it returns, and a long call 
 
 An endpoint that gets no calls, because they are expected to take long, is tried with one: ``FIRST_TRIAL`` seconds after
 its last, then after twice as long each time, up to ``TRIAL``. If that one is quick, what was known before is forgotten.
+One whose weight still grows is taken for no quicker than the typical one: it has little to do.
 
 A call that fails costs ``FAILURE_COST`` instead, or who refuses everything at once would look quick (Linkerd's balancer
 biases its load in this way). That has to be taken off again, or it would outlive the fault::
@@ -28,8 +29,8 @@ that refuses what is new still finishes what is old.
 Endpoints that are about equally good get their shares, in proportion to their weights: each call adds ``1 / unit`` to
 what an endpoint has ``spent``, in rounds, and an endpoint that is a round ahead of the others is taken for ``STEP`` (a
 logarithm) dearer than it is: stride scheduling (Waldspurger and Weihl 1995), but latency may bend the shares. It never
-counts for more than ``EVEN``, or ``WEIGHTED`` while weights differ: who is slower than that gets less. ``EVEN`` is
-small, because what looks like noise in the latencies is news of queues that others fill.
+counts for more than ``EVEN``, or ``WEIGHTED`` while weights differ, and one call: who is slower than that gets less.
+``EVEN`` is small, because what looks like noise in the latencies is news of queues that others fill.
 """
 
 from __future__ import annotations
@@ -45,22 +46,24 @@ STEADY = 25.0  # samples after which a surprise is the first of its kind
 PRIOR = 5.0  # samples that the latency of its peers counts for with an endpoint that has none yet
 FAILURE_COST = 5.0  # seconds
 FIRST_PAUSE = 1.0  # seconds
-FIRST_TRIAL, TRIAL = 2.0, 10.0  # seconds after which an endpoint is tried, whatever it costs
+FIRST_TRIAL, TRIAL = 2.0, 9.0  # seconds after which an endpoint is tried, whatever it costs: that is done within 10
 INSTANT = 1e-6  # seconds: what is told of calls is that exact
 TRIED_FIRST = -1e12  # makes the key of one that is due to be tried: below all others, those who wait longest first
 FLOOR = 0.001  # seconds
 STEP, EVEN, WEIGHTED = 0.02, 0.1, 0.5
+LEAST_UNIT = 0.01  # a call adds no more than 100 rounds: who had one serves again if all who weigh more hang
 
 
 class Peers:
     """What the loads of one cluster have in common, and are compared by."""
 
-    __slots__ = ("lag", "level", "rounds", "turn", "typical", "weight")
+    __slots__ = ("is_even", "lag", "level", "rounds", "turn", "typical", "weight")
 
     def __init__(self) -> None:
         self.rounds = 0.0  # played so far; in one, each of equal endpoints has one call
         self.turn = 1.0  # how much of a round one call is
         self.weight = 1.0  # the mean
+        self.is_even = True
         self.lag = EVEN / STEP  # how many rounds an endpoint may be ahead of the others, or behind
         self.typical = 0.0  # seconds: the median of the latencies, to be assumed where none is known
         self.level = 0.0  # the mean
@@ -70,9 +73,13 @@ class Peers:
         number = len(weights)
         self.turn = 1.0 / number
         self.weight = sum(weights) / number
+        self.is_even = is_even
         self.lag = (EVEN if is_even else WEIGHTED) / STEP
+        if is_even:  # or who is chosen first after a change would not be as far ahead as the others, for many calls
+            self.rounds = max(self.rounds, max(load.spent for load in loads) - self.lag - 1.0)
         latencies = sorted(load.latency for load in loads if load.latency is not None)
-        self.typical = latencies[len(latencies) // 2] if latencies else 0.0
+        # The lower one of two: of two endpoints, the slow one is not typical.
+        self.typical = latencies[(len(latencies) - 1) // 2] if latencies else 0.0
         self.level = sum(load.level for load in loads) / number
 
 
@@ -82,8 +89,10 @@ class Load:
     __slots__ = (
         "_at",
         "_is_doubtful",
+        "_is_trial",
         "_samples",
         "_surprise",
+        "called_at",
         "charged_at",
         "heard_at",
         "key",
@@ -94,6 +103,7 @@ class Load:
         "patience",
         "pause",
         "peers",
+        "quickest",
         "spent",
         "trial_at",
         "tried_at",
@@ -108,7 +118,10 @@ class Load:
         self.unit = 1.0
         self.spent = peers.rounds
         self.key = 0.0
-        self.tried_at = now
+        self.tried_at = now  # when it was chosen last
+        self.called_at = now  # when it was chosen last, and there was a connection for the call
+        self._is_trial = False  # it was chosen because it was to be tried
+        self.quickest = 0.0  # seconds: what it is taken for if it is quicker
         self.trial_at = inf  # when a call went there to find out how it fares, that has not returned yet
         self.patience = FIRST_TRIAL  # seconds after which one does
         self.heard_at = -inf  # when the call began that began last of all that have returned
@@ -125,6 +138,7 @@ class Load:
         silence = now - self._at
         self._at = now
         if self.latency is None:
+            silence = 0.0  # what is assumed is news
             self._assume()
         if seconds >= self._surprise:
             self._believe(seconds, 1.0)
@@ -162,7 +176,8 @@ class Load:
 
     def renew(self, now: float) -> None:
         """What was is no guide to what will be: it counts as the typical one, and has nothing to catch up with."""
-        self.tried_at = now
+        self.tried_at = self.called_at = now
+        self.heard_at = now  # calls that began before are the past, and so is their age
         self.patience = FIRST_TRIAL
         self.latency = None
         self.level = 0.0
@@ -216,10 +231,12 @@ class Load:
 
     def weigh(self, in_flight: int, now: float) -> None:
         """Work out the key."""
-        if now - self.tried_at >= FIRST_TRIAL and now >= self.next_trial:
+        if now >= self.tried_at + FIRST_TRIAL and now >= self.next_trial:
             self.key = TRIED_FIRST + self.tried_at
             return
         latency = self.peers.typical if self.latency is None else self.latency
+        if latency < self.quickest:
+            latency = self.quickest
         if self.oldest > self.heard_at and now - self.oldest > latency:
             latency = now - self.oldest
         if self.charged_at is not None and latency < FAILURE_COST:
@@ -246,18 +263,38 @@ class Load:
     def chosen(self, in_flight: int, now: float) -> None:
         """A call goes there, where so many are in flight with it."""
         self.tried_at = now
-        if self.key < 0.5 * TRIED_FIRST:
-            self.trial_at = now - INSTANT
-            self.patience = min(2.0 * self.patience, TRIAL)
+        self._is_trial = self.key < 0.5 * TRIED_FIRST
         peers = self.peers
         rounds, lag, spent = peers.rounds, peers.lag, self.spent
         if spent < rounds - lag:
             spent = rounds - lag
         elif spent > rounds + lag:
-            spent = rounds + lag
+            if peers.is_even or self._is_trial:
+                spent = rounds + lag
+            else:  # while some get no calls, the others are ahead of the mean, but not of each other
+                rounds = spent - lag
         self.spent = spent + 1.0 / self.unit
         peers.rounds = rounds + peers.turn
         self.weigh(in_flight, now)
+
+    def called(self, now: float) -> None:
+        """There was a connection for that call."""
+        self.tried_at = self.called_at = now
+        if self._is_trial:
+            self._is_trial = False
+            self.trial_at = now - INSTANT
+            self.patience = min(2.0 * self.patience, TRIAL)
+
+    def not_called(self) -> None:
+        """There was none: if it was to be tried, it is to be tried still."""
+        self._is_trial = False
+        self.tried_at = self.called_at
+
+    def missed(self, now: float) -> None:
+        """The connection for the last call was dead: if that was to try it, it is to be tried by the next."""
+        if self.trial_at < inf:
+            self.trial_at = inf
+            self.tried_at = self.called_at = now - TRIAL
 
 
 _KEY = attrgetter("key")
@@ -267,9 +304,11 @@ def least(loads: Sequence[Load]) -> Load:
     """Return the load with the least key.
 
     This is one pass at the speed of C. How far an endpoint is behind with its share changes with every call that goes
-    elsewhere; so that is looked at when it would be chosen for it.
+    elsewhere; so that is looked at when one would be chosen for it, and then of all, or it would take a pass for each.
     """
     load = min(loads, key=_KEY)
-    while load.is_behind():
-        load = min(loads, key=_KEY)
-    return load
+    if not load.is_behind():
+        return load
+    for each in loads:
+        each.is_behind()
+    return min(loads, key=_KEY)

@@ -22,9 +22,11 @@ available and has the lowest SRV priority that has an available member (RFC 2782
 from __future__ import annotations
 
 import sys
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from math import inf
 from random import Random
 from typing import Final, Literal
@@ -36,7 +38,7 @@ from geventconnpool._queue import ERROR, IN_USE, INTERRUPTED, Queue, Slot, Waite
 from geventconnpool._slots import Slots
 from geventconnpool.cluster._balancers import HARDLY_EVER, Balancer, PeakEWMA
 from geventconnpool.cluster._endpoints import Endpoint, is_changed
-from geventconnpool.cluster._load import Load, Peers, least
+from geventconnpool.cluster._load import LEAST_UNIT, Load, Peers, least
 from geventconnpool.cluster._outliers import OutlierDetection, Tally, Window
 from geventconnpool.errors import PoolClosed, PoolUnavailable
 
@@ -117,6 +119,7 @@ class Member:
         self.load = Load(members.peers, now, self)
         self.look_at = -inf  # when the age of its calls, its slow start or a trial may change the key of its load
         self._slow_until = -inf  # its weight grows until then
+        self.weigh(now)
 
     @property
     def in_flight(self) -> int:
@@ -146,7 +149,9 @@ class Member:
         """Weigh what changes by itself: the age of calls, slow start, and whether it is to be tried."""
         load, pool = self.load, self.pool
         self.weight = self.full_weight * self._share(now)
-        load.unit = self.weight / load.peers.weight
+        load.unit = max(LEAST_UNIT, self.weight / load.peers.weight)
+        # Who has just begun is quick because it has little to do: that is no reason to give it more than its share.
+        load.quickest = load.peers.typical if self.is_slow(now) else 0.0
         load.oldest = self._oldest_call() if pool.in_use else inf
         load.weigh(pool.in_use + pool.connecting + pool.waiting, now)
         self.look_at = min(self._overdue_at(now), load.next_trial if load.next_trial > now else inf)
@@ -181,6 +186,7 @@ class Member:
     def start_slowly(self, now: float) -> None:
         self.load.renew(now)
         self._slow_until = now + self._members.slow_start
+        self.look(now)
 
     def _share(self, now: float) -> float:
         """Return how much of its weight counts during slow start: from a tenth to all of it, linearly (as in Envoy)."""
@@ -191,12 +197,14 @@ class Member:
 
     def connected(self, now: float) -> None:
         self.failures[CONNECTS] = 0
-        if self.pool.in_use == 1:
+        self.load.not_called()
+        if self.pool.in_use == 1 and self.load.oldest == inf:
             self.begin(now)
         self.weigh(now)
 
     def connect_failed(self, error: BaseException, now: float) -> None:
         self._members.failed(self, CONNECTS, error, now)
+        self.load.not_called()
         self.weigh(now)
 
     def kept_alive(self, began: float, now: float) -> None:
@@ -208,7 +216,8 @@ class Member:
         self._members.failed(self, KEEPALIVES, error, now)
 
     def call_ended(self, verdict: str | None, error: BaseException | None, seconds: float, now: float) -> None:
-        load, in_flight = self.load, self.pool.in_use
+        load, pool = self.load, self.pool
+        in_flight = pool.in_use
         if not in_flight:
             load.oldest = inf
         if verdict is ERROR:
@@ -216,7 +225,7 @@ class Member:
             load.failed(now, self._members.longest_pause)
             self._members.failed(self, CALLS, error, now)
         else:
-            if load.latency is None:
+            if load.latency is None and not load.peers.typical:
                 self._members.survey_soon()  # something is known that others may be measured by
             if verdict is INTERRUPTED:
                 load.measured(seconds, in_flight, now)
@@ -226,10 +235,16 @@ class Member:
             if load.charged_at is not None:
                 load.succeeded(now - seconds)
             self._note_good_call()
-        load.weigh(in_flight, now)
+        load.weigh(in_flight + pool.connecting + pool.waiting, now)
 
     def probed(self, error: BaseException | None, now: float) -> None:
         self._members.probed(self, error, now)
+
+    def hung_up(self, now: float) -> None:
+        self.load.missed(now)
+
+    def changed(self, now: float) -> None:
+        self.weigh(now)
 
     def emptied(self) -> None:
         self._members.emptied(self)
@@ -281,6 +296,7 @@ class Members:
         self.is_shut = False
         self.warming: list[int] = []  # how many open connections others wait for
         self._is_updating = False  # endpoints come and go, and who may grow is seen when they have
+        self._has_served = False  # one that was there before they did, and had its full weight
         self.is_partial = False  # more of them will
         self._grows = False  # whether pools open more than they keep
         self.is_empty = False  # an answer named no endpoint (those that drain are the past)
@@ -296,8 +312,10 @@ class Members:
         self.longest_pause = LONGEST_PAUSE if outlier is None else outlier.max_ejection_time
         self.slow_start = slow_start
         self.peers = Peers()
-        self._sample: int = getattr(balancer, "sample", sys.maxsize)
+        self._sample = balancer.sample if isinstance(balancer, PeakEWMA) else sys.maxsize
         self._next_drawn = 0  # who of many is looked at next
+        self._surveyed: Sequence[Member] = ()  # who was eligible at the last survey
+        self._cumulated: list[float] = []  # their weights
         self.look_at = -inf  # when a key or a weight may change by itself
         self._survey_at = -inf  # when all are compared with each other again
         self._window = Window(outlier.interval) if outlier else Window()
@@ -357,19 +375,22 @@ class Members:
             if pool.idle:
                 if not pool.in_use:
                     load.member.begin(now)
-                load.chosen(pool.in_use + 1, now)
+                load.chosen(pool.in_use + pool.connecting + pool.waiting + 1, now)
+                load.called(now)
                 return pool.take(now)
         eligible = self.eligible(avoid)
-        candidates = self._candidates(eligible, now)
+        some = self._some(eligible, now)
+        candidates = [m for m in some if m.pool.idle] or [m for m in eligible if m.pool.idle]
         if not candidates:
             return None
         if self._grows and not self.is_shut:
-            chosen = self._choose_or_grow(eligible, candidates, now)
+            chosen = self._choose_or_grow(some, candidates, now)
         else:
             chosen = self._choose(candidates, now)
         if not chosen.pool.in_use:
             chosen.begin(now)
         slot = chosen.pool.take(now)
+        chosen.load.called(now)
         chosen.weigh(now)
         return slot
 
@@ -378,59 +399,74 @@ class Members:
         is_plain = type(self._balancer) is PeakEWMA and not self._grows and len(self._eligible) <= self._sample
         self._loads = tuple(member.load for member in self._eligible) if is_plain else ()
 
-    def _choose_or_grow(self, eligible: Sequence[Member], candidates: Sequence[Member], now: float) -> Member:
+    def _choose_or_grow(self, some: Sequence[Member], candidates: Sequence[Member], now: float) -> Member:
         """Choose; if one that has none idle is preferred, have it open one, and choose among the others."""
-        able = [member for member in self._some(eligible) if not member.pool.idle and member.pool.may_grow(now)]
+        able = [member for member in some if not member.pool.idle and member.pool.may_grow(now)]
         chosen = self._choose([*candidates, *able], now)
         if chosen.pool.idle:
             return chosen
-        chosen.pool.open_one(now)
+        if not chosen.pool.open_one(now):
+            chosen.load.not_called()
         chosen.weigh(now)
         return self._choose(candidates, now)
 
-    def _candidates(self, eligible: Sequence[Member], now: float) -> Sequence[Member]:
-        """Return those who can serve at once; of many, some, one of which is whose turn it is to be looked at."""
-        candidates = [member for member in self._some(eligible) if member.pool.idle]
+    def _some(self, eligible: Sequence[Member], now: float) -> Sequence[Member]:
+        """Return all of a few; of many, a few at random, and whose turn it is. All of them have been looked at."""
+        some = eligible
         if len(eligible) > self._sample:
-            for member in candidates:
-                if now >= member.look_at:
-                    member.look(now)
-        return candidates or [member for member in eligible if member.pool.idle]
+            self._next_drawn = (self._next_drawn + 1) % len(eligible)
+            some = [eligible[i] for i in {self._next_drawn, *self._draw(eligible)}]
+        if some is not self._eligible:
+            due = [member for member in some if now >= member.look_at]
+            if due:
+                self._look_at(due, now)
+        return some
 
-    def _some(self, eligible: Sequence[Member]) -> Sequence[Member]:
-        """Return all of a few; of many, a few at random, and whose turn it is."""
-        if len(eligible) <= self._sample:
-            return eligible
-        self._next_drawn = (self._next_drawn + 1) % len(eligible)
-        drawn = {self._next_drawn, *(int(self._rng.random() * len(eligible)) for _ in range(DRAWS))}
-        return [eligible[i] for i in drawn]
+    def _draw(self, eligible: Sequence[Member]) -> list[int]:
+        """Return a few of many, in proportion to the weights: who is to have half of the calls is there as often."""
+        draws = [self._rng.random() for _ in range(DRAWS)]
+        if eligible is not self._surveyed:
+            return [int(draw * len(eligible)) for draw in draws]
+        total, last = self._cumulated[-1], len(eligible) - 1
+        return [min(bisect(self._cumulated, draw * total), last) for draw in draws]
 
     def survey_soon(self) -> None:
         """What endpoints are compared by has changed."""
         self.look_at = self._survey_at = -inf
 
+    @transition
     def _look(self, now: float) -> None:
-        """See what has changed by itself. Of a large cluster, only who is drawn is looked at in detail."""
-        available = self.available
-        if not available:
+        """See what has changed by itself. Of many, only who is drawn is looked at in detail.
+
+        A transition: the slots of a pool must not change while they are gone through, whatever the collector ends.
+        """
+        eligible = self._eligible
+        if not eligible:
             return
         if now >= self._survey_at:
-            self._survey(available, now)
+            self._survey(eligible, now)
         self.look_at = self._survey_at
-        if len(available) > self._sample:
+        if len(eligible) > self._sample:
             return
-        for member in available:
+        for member in eligible:
             if now >= member.look_at:
                 member.look(now)
             if member.look_at < self.look_at:
                 self.look_at = member.look_at
 
-    def _survey(self, available: Sequence[Member], now: float) -> None:
-        weights = [member.full_weight for member in available]
-        is_even = min(weights) == max(weights) and not any(member.is_slow(now) for member in available)
-        self.peers.measure([member.load for member in available], weights, is_even=is_even)
+    @transition
+    def _look_at(self, members: Iterable[Member], now: float) -> None:
+        for member in members:
+            member.look(now)
+
+    def _survey(self, eligible: Sequence[Member], now: float) -> None:
+        """Compare those who are eligible: what the others weigh, or how many they are, is nothing to them."""
+        weights = [member.full_weight for member in eligible]
+        is_even = min(weights) == max(weights) and not any(member.is_slow(now) for member in eligible)
+        self.peers.measure([member.load for member in eligible], weights, is_even=is_even)
+        self._surveyed, self._cumulated = eligible, list(accumulate(weights))
         self._survey_at = now + SURVEY
-        for member in available:
+        for member in self._members.values():
             member.look_at = -inf
 
     def _choose(self, candidates: Sequence[Member], now: float) -> Member:
@@ -529,6 +565,8 @@ class Members:
     @transition
     def change(self, changes: Iterator[Change | None], now: float, enough: Callable[[], bool] = lambda: False) -> bool:
         """Make changes until there are none left (True) or ``enough`` for now (False): to be continued."""
+        if not self.is_partial:
+            self._has_served = any(m.latency is not None and not m.is_slow(now) for m in self.available)
         self._is_updating = self.is_partial = True
         for change in changes:
             if change is not None:
@@ -566,12 +604,16 @@ class Members:
         self.survey_soon()
 
     def weight_of(self, endpoint: Endpoint) -> float:
-        return self._weights.get(endpoint) or float(endpoint.weight) or HARDLY_EVER
+        given = self._weights.get(endpoint) if self._weights else None
+        return given or float(endpoint.weight) or HARDLY_EVER
 
     def _add(self, endpoint: Endpoint, now: float) -> None:
         pool = self._open_pool(endpoint)
         member = Member(self, endpoint, pool, now)
-        if any(other.latency is not None and not other.is_slow(now) for other in self.available):
+        # The first calls of many processes that know nothing yet must not all go to the one that DNS names first.
+        member.load.spent += self._rng.random() / member.weight
+        member.weigh(now)
+        if self._has_served:
             member.start_slowly(now)
         pool.observer = member
         self._grows = pool.min_size < pool.size

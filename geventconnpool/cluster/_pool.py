@@ -689,6 +689,12 @@ class EndpointLender(PoolLender):
         self.slots = slots
         self.begin(engine)
 
+    def take(self, now: float) -> Slot | None:
+        slot = super().take(now)
+        if slot is not None and self.slots.observer is not None:
+            self.slots.observer.changed(now)  # nobody of the cluster has chosen it
+        return slot
+
     def lent(self, connection: object, verb: str) -> Slot | None:
         if self.engine.is_inherited and id(connection) in self.engine.queue.open:
             return None
