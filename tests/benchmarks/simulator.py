@@ -42,8 +42,8 @@ BROKEN = ConnectionResetError("reset")
 class World:
     """The clock, and what is to happen."""
 
-    def __init__(self) -> None:
-        self.now = 0.0
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = count()
 
@@ -55,6 +55,8 @@ class World:
         while events and events[0][0] <= until and not is_over():
             self.now, _, happen, args = heappop(events)
             happen(*args)
+        if until < inf:
+            self.now = until
 
 
 class Server(Protocol):
@@ -68,17 +70,21 @@ class Server(Protocol):
 class Call:
     """One call: when it was made, and how it went."""
 
-    __slots__ = ("at", "is_good", "place", "seconds")
+    __slots__ = ("at", "failed_on", "is_good", "place", "seconds")
 
     def __init__(self, at: float) -> None:
         self.at = at
+        self.failed_on: tuple[Endpoint, ...] = ()  # the endpoints of attempts that were followed by another
         self.seconds = inf  # never answered
         self.is_good = False
         self.place = ""
 
 
 class Client:
-    """A ClusterPool whose greenlets are events."""
+    """A ClusterPool whose greenlets are events.
+
+    A balancer that has a method ``ended(endpoint, seconds, is_good, now)`` is told of every attempt that has ended.
+    """
 
     def __init__(
         self,
@@ -86,18 +92,22 @@ class Client:
         servers: dict[Endpoint, Server],
         balancer: Balancer,
         *,
-        seed: int = 0,
+        seed: object = 0,
         size: int = 100,
         keepalive: float = 0.0,
         outlier: OutlierDetection | None = None,
         give_up: float = inf,
         slow_start: float = 3.0,
+        retries: int = 0,
+        avoids: bool = True,
     ) -> None:
         self.world = world
         self.servers = servers
         self.calls: list[Call] = []
         self._give_up = give_up  # after so many seconds the caller interrupts his call
-        self._rings: dict[int, float] = {}
+        self._retries = retries  # a call that fails is tried again, at once
+        self._avoids = avoids  # not where it has failed, if it can be helped
+        self._ended = getattr(balancer, "ended", None)
         rng = Random(f"client {seed}")
         queue = self.queue = ClusterQueue()
         gate = Gate(64)
@@ -200,14 +210,18 @@ class Client:
 
     def call(self, done: Callable[[Call], None] = lambda call: None) -> None:
         """Make a call now; ``done`` is told when it has ended."""
-        now = self.world.now
-        call = Call(now)
+        call = Call(self.world.now)
         self.calls.append(call)
-        slot = self.members.take((), now)
+        self._attempt(call, done)
+
+    def _attempt(self, call: Call, done: Callable[[Call], None]) -> None:
+        now = self.world.now
+        avoid = call.failed_on if self._avoids else ()
+        slot = self.members.take(avoid, now)
         if slot is not None:
             self._begin(slot, call, done)
             return
-        waiter = Waiter(now)
+        waiter = Waiter(now, avoid=avoid)
         self._waiting[waiter] = call, done
         self.members.ask_for(waiter, now)
         self._act()
@@ -224,11 +238,18 @@ class Client:
 
     def _end(self, slot: Slot, call: Call, done: Callable[[Call], None], verdict: str | None) -> None:
         now = self.world.now
-        call.is_good = verdict is None
-        call.seconds = now - call.at
+        endpoint = slot.endpoint
+        if self._ended is not None:
+            self._ended(endpoint, now - slot.since, verdict is None, now)
         if verdict is not None or not slot.pool.returned(slot, now):
             slot.pool.ended(slot, verdict, BROKEN if verdict is ERROR else None, now)
             self._act()
+        if verdict is ERROR and len(call.failed_on) < self._retries:
+            call.failed_on += (endpoint,)
+            self._attempt(call, done)
+            return
+        call.is_good = verdict is None
+        call.seconds = now - call.at
         done(call)
 
 
