@@ -10,13 +10,14 @@ SECONDS = 600
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test coverage soak clean venv package
+.PHONY: help demo test coverage soak bench-balance clean venv package
 
 help:
 	@echo "make demo      three servers, one service name, everything goes wrong: watch what callers see"
 	@echo "make test      linters, types and all tests"
 	@echo "make coverage  are all branches tested? (what is left out is explained in pyproject.toml)"
 	@echo "make soak      ten minutes of trouble (SECONDS=600), with an eye on memory and descriptors"
+	@echo "make bench-balance  who gets the calls: ours beside the balancers of others, against the targets (three minutes)"
 	@echo "make clean     remove what these two have made"
 
 venv:
@@ -50,6 +51,9 @@ coverage: venv
 
 soak: package
 	$(BIN)/python -m tests.soak $(SECONDS)
+
+bench-balance: package
+	$(BIN)/python -m tests.benchmarks.balance
 
 clean:
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
