@@ -428,6 +428,7 @@ class Slots:
         if not self.may_grow(now) or not self._gate.enter(self):
             return False
         self._connect(now)
+        self._tell_change(now)
         return True
 
     @transition

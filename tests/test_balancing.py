@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -11,7 +12,7 @@ from random import Random
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import invariant
+from hypothesis.stateful import invariant, rule
 
 from geventconnpool import events
 from geventconnpool._queue import CONNECTING, ERROR, IN_USE, INTERRUPTED
@@ -228,8 +229,9 @@ class Struck(Ordered):
             yield slot
 
 
-def test_the_collector_may_end_a_lease_while_endpoints_are_looked_at():
-    cluster = filled(A, B, size=3, min_size=1)
+@pytest.mark.parametrize("others", [[], many(40)], ids=["small", "large"])
+def test_the_collector_may_end_a_lease_while_endpoints_are_looked_at(others):
+    cluster = filled(A, B, *others, size=3, min_size=1, rng=Dice(0.0))
     lost = cluster.borrow(A)
     slots = cluster[A].pool.slots = Struck(cluster[A].pool.slots)
     slots.strike = partial(cluster.end, lost, ERROR, REFUSED)
@@ -237,7 +239,7 @@ def test_the_collector_may_end_a_lease_while_endpoints_are_looked_at():
     slot = cluster.take()
     cluster.shell.act()
 
-    assert slot.endpoint == B
+    assert slot.endpoint != A
     assert slots.strike is None
     assert states(cluster[A].pool) == {"closing": 1, "connecting": 1}
     assert not cluster.queue.busy
@@ -260,6 +262,17 @@ def test_endpoints_are_looked_at_however_many_there_are_of_a_later_priority():
     found = calls(cluster, 1000, seconds=0.01)
 
     assert found[A] > 10
+
+
+def test_an_endpoint_that_serves_only_who_avoids_others_is_tried_again_too():
+    cluster = filled(A, *many(2, priority=1), outlier=None)
+    calls(cluster, 10, avoid=[A])
+    bad = many(1)[0]
+    cluster.call(bad, ERROR)
+    cluster.fill()
+    found = [call(cluster, 0.1, avoid=[A]) for _ in range(120)]
+
+    assert 80 <= found.index(bad) <= 100
 
 
 def test_of_two_endpoints_the_slow_one_is_not_typical():
@@ -360,6 +373,14 @@ def test_the_first_calls_of_many_processes_go_mostly_to_who_weighs_most():
     assert firsts["a"] > 140
 
 
+class Weights(First):
+    """Notes the weights of the candidates."""
+
+    def choose(self, candidates, now):
+        self.weights = {candidate.endpoint: candidate.weight for candidate in candidates}
+        return super().choose(candidates, now)
+
+
 # -- what is under way -------------------------------------------------------------------------------------------------
 
 
@@ -373,6 +394,19 @@ def test_connects_under_way_are_load():
 
     assert cluster[A].pool.connecting == 3
     assert calls(cluster, 20) == {B: 20}
+
+
+@pytest.mark.parametrize("balancer", [PeakEWMA, Weights])
+def test_connects_under_way_are_load_when_a_call_begins_and_when_it_ends(balancer):
+    cluster = Cluster(A, size=4, balancer=balancer())
+    cluster.shell.open(cluster.opening(A)[0])
+    load = cluster[A].load
+    slot = cluster.take()
+    during = load.key - STEP * load.spent
+    cluster.end(slot)
+
+    assert exp(during) == pytest.approx(0.001 * 5)
+    assert exp(load.key - STEP * load.spent) == pytest.approx(0.001 * 4)
 
 
 def test_what_opens_for_many_who_wait_is_spread():
@@ -472,14 +506,34 @@ def test_to_try_an_endpoint_takes_one_connect_not_as_many_as_there_are_calls_mea
     assert cluster[B].pool.connecting == 1
 
 
+def test_an_endpoint_that_was_to_be_tried_but_could_not_be_connected_to_is_to_be_tried_still():
+    cluster = filled(A, B, size=1, min_size=0, outlier=None)
+    waiter = cluster.ask_for_one_of(A)
+    cluster.fill()
+    cluster.end(waiter.slot)
+    cluster[B].load.failed(0.0, 60.0)
+    cluster.run_to(20.0)
+    for _ in range(2):
+        cluster.end(cluster.take())
+        cluster.shell.act()
+    cluster.shell.refuse(cluster.opening(B)[0])
+    cluster.run_to(20.5)
+    cluster.end(cluster.take())
+    cluster.shell.act()
+
+    assert cluster[B].pool.connecting == 1
+
+
 def test_while_there_is_no_getting_through_to_an_endpoint_that_is_to_be_tried_another_serves_and_it_is_tried_later():
     cluster = filled(A, B, size=3, min_size=0, gate=1, outlier=None)
     for _ in range(3):
         waiter = cluster.ask_for_one_of(A)
         cluster.fill()
     cluster.end(waiter.slot)
+    cluster[B].load.failed(0.0, 60.0)
     cluster.run_to(20.0)
-    cluster.members._eligible[1].pool._gate.enter(cluster.pools[A])
+    cluster.end(cluster.take())
+    cluster[B].pool._gate.enter(cluster.pools[A])
     slot = cluster.take()
     assert slot.endpoint is A
     assert cluster[B].pool.connecting == 0
@@ -525,14 +579,6 @@ def test_of_many_endpoints_each_gets_its_turn_to_be_looked_at(n, least):
 
 
 # -- slow start --------------------------------------------------------------------------------------------------------
-
-
-class Weights(First):
-    """Notes the weights of the candidates."""
-
-    def choose(self, candidates, now):
-        self.weights = {candidate.endpoint: candidate.weight for candidate in candidates}
-        return super().choose(candidates, now)
 
 
 def weights_after(cluster, *seconds):
@@ -692,7 +738,7 @@ def test_a_grey_failure_gets_fewer_and_fewer_calls():
         cluster.end(slot, ERROR if slot.endpoint is A else None, REFUSED)
         cluster.fill()
         keep_alive(cluster)
-    gaps = [b - a for a, b in zip(failed, failed[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(failed)]
 
     assert gaps[:4] == [pytest.approx(pause, abs=1.2) for pause in (1.0, 2.0, 4.0, 8.0)]
     assert max(gaps) <= 10.0
@@ -924,7 +970,7 @@ def test_equal_endpoints_have_equal_shares(n, per_second):
 class Strict:
     """The least expected latency, asked about the right ones."""
 
-    def __init__(self, _machine, _seed):
+    def __init__(self):
         self._balancer = PeakEWMA()
 
     def choose(self, candidates, now):
@@ -950,7 +996,9 @@ def expected_key(member, waiting):
 class Weighed(Life):
     """The same life with the least expected latency."""
 
-    balancer = Strict
+    @staticmethod
+    def balancer(machine, seed):
+        return PeakEWMA() if seed % 2 else Strict()
 
     @invariant()
     def keys_are_what_is_the_case(self):
@@ -965,8 +1013,9 @@ class Weighed(Life):
                 keys = (expected_key(member, waiting) for waiting in range(9))
                 assert any(abs(load.key - key) < 1e-9 for key in keys)
 
-    @invariant()
-    def a_look_leaves_nothing_to_find(self):
+    @rule()
+    def look(self):
+        """A look leaves nothing to find."""
         now = self.shell.now
         self.members.survey_soon()
         self.members._look(now)

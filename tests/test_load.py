@@ -539,6 +539,21 @@ def test_while_weights_differ_who_is_a_little_slower_gets_its_share():
     assert shares(loads, 1000) == pytest.approx([750, 250], abs=20)
 
 
+def test_a_trial_of_one_that_weighs_little_is_no_measure_for_the_others():
+    peers = Peers()
+    loads = [make(0.1, peers=peers) for _ in range(3)]
+    compare(loads, [100.0, 100.0, 1.0])
+    weigh(loads, 100.0)
+    loads[2].chosen(1, 100.0)
+    loads[2].chosen(1, 100.0)
+    before = peers.rounds
+    loads[2].weigh(0, 120.0)
+    loads[2].chosen(1, 120.0)
+
+    assert before > 40.0
+    assert peers.rounds - before < 1.0
+
+
 def test_who_was_left_out_for_long_has_no_more_to_catch_up_with_than_a_few_calls():
     loads = several(0.1, 0.5)
     shares(loads, 1000)
@@ -555,7 +570,7 @@ def test_it_is_the_same_every_time():
     assert shares(several(0.1, 0.11, 0.09, None), 77) == shares(several(0.1, 0.11, 0.09, None), 77)
 
 
-class Counted(list):
+class Counted(list[Load]):
     """Loads that are gone through so many times."""
 
     times = 0

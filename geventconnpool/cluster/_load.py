@@ -50,7 +50,7 @@ FIRST_TRIAL, TRIAL = 2.0, 9.0  # seconds after which an endpoint is tried, whate
 INSTANT = 1e-6  # seconds: what is told of calls is that exact
 TRIED_FIRST = -1e12  # makes the key of one that is due to be tried: below all others, those who wait longest first
 FLOOR = 0.001  # seconds
-STEP, EVEN, WEIGHTED = 0.02, 0.1, 0.5
+STEP, EVEN, WEIGHTED = 0.04, 0.1, 0.8
 LEAST_UNIT = 0.01  # a call adds no more than 100 rounds: who had one serves again if all who weigh more hang
 
 

@@ -119,7 +119,6 @@ class Member:
         self.load = Load(members.peers, now, self)
         self.look_at = -inf  # when the age of its calls, its slow start or a trial may change the key of its load
         self._slow_until = -inf  # its weight grows until then
-        self.weigh(now)
 
     @property
     def in_flight(self) -> int:
@@ -174,6 +173,14 @@ class Member:
         if due < self._members.look_at:
             self._members.look_at = due
 
+    def open_one(self, now: float) -> bool:
+        """Open a connection, as it was chosen to. False if there is no getting through."""
+        if self.pool.open_one(now):
+            return True
+        self.load.not_called()
+        self.weigh(now)
+        return False
+
     def _oldest_call(self) -> float:
         """Return when the call in flight began that began first of those that were not overtaken by another."""
         heard_at = self.load.heard_at
@@ -186,7 +193,6 @@ class Member:
     def start_slowly(self, now: float) -> None:
         self.load.renew(now)
         self._slow_until = now + self._members.slow_start
-        self.look(now)
 
     def _share(self, now: float) -> float:
         """Return how much of its weight counts during slow start: from a tenth to all of it, linearly (as in Envoy)."""
@@ -405,9 +411,7 @@ class Members:
         chosen = self._choose([*candidates, *able], now)
         if chosen.pool.idle:
             return chosen
-        if not chosen.pool.open_one(now):
-            chosen.load.not_called()
-        chosen.weigh(now)
+        chosen.open_one(now)
         return self._choose(candidates, now)
 
     def _some(self, eligible: Sequence[Member], now: float) -> Sequence[Member]:
@@ -517,7 +521,7 @@ class Members:
     def _open(self, eligible: Sequence[Member], wanted: int, now: float) -> None:
         """Open so many, each where the balancer prefers; for what there is no room now, look again when there is."""
         while wanted > 0 and (candidates := [m for m in eligible if m.pool.may_grow(now)]):
-            if not self._choose(candidates, now).pool.open_one(now):
+            if not self._choose(candidates, now).open_one(now):
                 return  # the gate is shut: whoever stands before it goes on when it opens
             wanted -= 1
         if wanted > 0:
@@ -612,7 +616,6 @@ class Members:
         member = Member(self, endpoint, pool, now)
         # The first calls of many processes that know nothing yet must not all go to the one that DNS names first.
         member.load.spent += self._rng.random() / member.weight
-        member.weigh(now)
         if self._has_served:
             member.start_slowly(now)
         pool.observer = member
