@@ -346,7 +346,7 @@ def test_who_weighs_hardly_anything_serves_again_after_a_call_if_the_others_hang
         pass
     served = Counter(call_or_hang(cluster) for _ in range(200))
 
-    assert served[B] > 150
+    assert served[B] > 100
 
 
 def call_or_hang(cluster):
