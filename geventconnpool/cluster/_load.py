@@ -28,9 +28,9 @@ that refuses what is new still finishes what is old.
 
 Endpoints that are about equally good get their shares, in proportion to their weights: each call adds ``1 / unit`` to
 what an endpoint has ``spent``, in rounds, and an endpoint that is a round ahead of the others is taken for ``STEP`` (a
-logarithm) dearer than it is: stride scheduling (Waldspurger and Weihl 1995), but latency may bend the shares. It never
-counts for more than ``EVEN``, or ``WEIGHTED`` while weights differ, and one call: who is slower than that gets less.
-``EVEN`` is small, because what looks like noise in the latencies is news of queues that others fill.
+logarithm) dearer than it is: stride scheduling (Waldspurger and Weihl 1995), but latency may bend the shares. It counts
+for no more than ``EVEN`` in either direction, or ``WEIGHTED`` while weights differ, and one call: who is slower than
+that gets less. ``EVEN`` is small, because what looks like noise in the latencies is news of queues that others fill.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ FIRST_TRIAL, TRIAL = 2.0, 9.0  # seconds after which an endpoint is tried, whate
 INSTANT = 1e-6  # seconds: what is told of calls is that exact
 TRIED_FIRST = -1e12  # makes the key of one that is due to be tried: below all others, those who wait longest first
 FLOOR = 0.001  # seconds
-STEP, EVEN, WEIGHTED = 0.04, 0.1, 0.8
+STEP, EVEN, WEIGHTED = 0.04, 0.1, 0.5
 LEAST_UNIT = 0.01  # a call adds no more than 100 rounds: who had one serves again if all who weigh more hang
 
 
