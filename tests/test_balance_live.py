@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, pairwise
 from math import inf
 from time import monotonic
@@ -29,6 +29,8 @@ GREENLETS = 30
 PAUSE = 0.02  # seconds between two calls of a greenlet
 PATIENCE = 5.0  # seconds a client waits for its reply
 RECENT = 300  # calls, of which a share is told
+STEADY = 0.01  # seconds that a call takes where latencies matter: more than the scheduler's part in it
+WEIGHTS = 60, 30, 10
 # Five failures in a row eject, and then there are at most so many calls in flight as the others of its connections.
 MOST_FAILURES = 5 + SIZE - 1
 
@@ -234,7 +236,8 @@ def test_where_keepalives_pass_and_calls_fail_each_return_costs_few_calls_and_th
         charging.await_calls(RECENT)
         backends[0].becomes("grey")
         wait_until(lambda: len(ejecting.ejections(victim)) == 3, what="the third ejection")  # after some 5 s
-    bursts = in_bursts([call.began for call in charging.calls if call.outcome == "failed"])
+        wait_until(lambda: len(bursts_of_failures(charging)) > 1, what="a failure after a pause")
+    bursts = bursts_of_failures(charging)
     print(f"{ejecting.number('failed')} of {len(ejecting.calls)} calls failed in 3 stays")
     print(f"not ejected: {[len(burst) for burst in bursts]} of {len(charging.calls)} calls failed")
     gaps = [after[0] - before[-1] for before, after in pairwise(bursts)]
@@ -245,34 +248,34 @@ def test_where_keepalives_pass_and_calls_fail_each_return_costs_few_calls_and_th
         assert least <= e.seconds <= 1.5 * least
     # Who has failed knows of it, and has a connection to another: one failure for each caller and return.
     assert max(map(len, bursts)) <= 10
-    assert 2 <= len(bursts) <= 3
-    assert all(gap >= least for gap, least in zip(gaps, (1, 2), strict=False))
+    assert all(gap >= least for gap, least in zip(gaps, (1, 2, 4, 8), strict=False))
 
 
-def in_bursts(moments: Sequence[float]) -> list[list[float]]:
-    """Group moments that are less than half a second apart."""
+def bursts_of_failures(scene: Scene) -> list[list[float]]:
+    """Return when calls began that failed, grouped by pauses of half a second and more."""
     bursts: list[list[float]] = []
-    for moment in sorted(moments):
-        if bursts and moment - bursts[-1][-1] < 0.5:
-            bursts[-1].append(moment)
+    for call in scene.calls:
+        if call.outcome != "failed":
+            continue
+        if bursts and call.began - bursts[-1][-1] < 0.5:
+            bursts[-1].append(call.began)
         else:
-            bursts.append([moment])
+            bursts.append([call.began])
     return bursts
 
 
 # -- servers that hang, and slow ones ----------------------------------------------------------------------------------
 
 
-def test_a_server_that_hangs_gets_hardly_a_call_before_anything_has_returned_and_serves_again_when_it_goes_on(redises):
+def test_a_server_that_hangs_gets_hardly_a_call_before_any_has_returned_and_serves_again_when_it_goes_on(redises):
     endpoints = [Endpoint(*redis.address) for redis in redises]
     victim = endpoints[0]
-    with (
-        Scene(endpoints, size=20, slow_start=0.5) as patient,
-        Scene(endpoints, size=20, slow_start=0.5, patience=0.5) as impatient,
-    ):
+    # With more connections than callers some are idle, and kept alive, when all callers hang.
+    options = {"size": GREENLETS + 10, "slow_start": 0.5}
+    with Scene(endpoints, **options) as patient, Scene(endpoints, **options, patience=0.5) as impatient:
         scenes = patient, impatient
         for scene in scenes:
-            scene.await_calls(RECENT)
+            wait_until(lambda scene=scene: scene.share(victim) > 0.2, what="a fair share")
         redises[0].pause()
         hung_at = monotonic()
         for scene in scenes:
@@ -280,22 +283,28 @@ def test_a_server_that_hangs_gets_hardly_a_call_before_anything_has_returned_and
         redises[0].resume()
         goes_on = monotonic()
         for scene in scenes:
-            wait_until(lambda scene=scene: scene.share(victim) > 0.2, timeout=12, what="a fair share")
-    reached = [len(scene.calls_to(victim, hung_at, goes_on)) for scene in scenes]
-    late = [len(scene.calls_to(victim, hung_at + 1, goes_on)) for scene in scenes]
-    stats = impatient.pool.stats()
-    print(f"hung for {goes_on - hung_at:.1f} s: {reached} calls reached it, {late} of them after the first second")
+            wait_until(lambda scene=scene: serves(scene, victim, goes_on), what="20 good calls")
+    reached = [[call.began for call in scene.calls_to(victim, hung_at, goes_on)] for scene in scenes]
+    late = [began for began in reached[0] if began > reached[0][0] + 1]
+    discarded = impatient.pool.stats().discarded
+    print(f"hung for {goes_on - hung_at:.1f} s: {[*map(len, reached)]} calls reached it, {len(late)} after a second")
 
-    assert max(reached) <= GREENLETS
-    assert max(late) <= 3
+    assert max(map(len, reached)) <= GREENLETS
+    assert len(late) <= 3
     assert [e.kind for scene in scenes for e in scene.ejections(victim)] == ["keepalives"] * 2
     # Who is interrupted gives up a connection, but is no failure of the server.
-    assert 0 < impatient.number("interrupted") == stats.discarded["interrupted"]
-    assert (impatient.number("failed"), impatient.errors, stats.discarded["error"]) == (0, [], 0)
+    assert impatient.number("interrupted") == discarded["interrupted"]
+    assert (impatient.number("failed"), impatient.errors, discarded["error"]) == (0, [], 0)
+
+
+def serves(scene: Scene, endpoint: Endpoint, since: float) -> bool:
+    """Whether an endpoint has had 20 good calls: what it takes to be no longer on trial."""
+    return sum(call.outcome == "good" for call in scene.calls_to(endpoint, since)) >= 20
 
 
 def test_a_server_that_is_twenty_times_slower_is_hardly_used_and_tried_every_ten_seconds(backends):
-    backends[0].becomes("well", 0.04)
+    for backend, seconds in zip(backends, (20 * STEADY, STEADY, STEADY), strict=True):
+        backend.becomes("well", seconds)
     slow = backends[0].endpoint
     # With less than a connection for each caller, some would have to take the slow server when the others are busy.
     with Scene([backend.endpoint for backend in backends], size=GREENLETS) as scene:
@@ -310,7 +319,7 @@ def test_a_server_that_is_twenty_times_slower_is_hardly_used_and_tried_every_ten
     p99, healthy = percentile(calls, 99), percentile(others, 99)
     print(f"share {share:.2%}, p99 {p99 * 1000:.1f} ms, of the others {healthy * 1000:.1f} ms, gaps {max(gaps):.2f} s")
 
-    assert share < 0.02
+    assert share < 0.03
     assert p99 < 1.5 * healthy
     assert max(gaps) < 10.5
 
@@ -324,14 +333,17 @@ def percentile(calls: Sequence[Call], percent: int) -> float:
 
 
 # A hiccup of the machine while a server has a call makes it look slow, and costs it its share for two seconds: then it
-# is tried again. So a thousand calls in a row without one are waited for.
-@pytest.mark.parametrize(("greenlets", "pause"), [(1, 0.001), (30, 0.01)])
-def test_servers_that_are_equally_quick_get_shares_in_proportion_to_their_weights(redises, greenlets, pause):
-    weights = 60, 30, 10
-    endpoints = [Endpoint(*redis.address, weight=weight) for redis, weight in zip(redises, weights, strict=True)]
-    with Scene(endpoints, size=30, greenlets=greenlets, pause=pause) as scene:
-        scene.await_calls(1000)
-        wait_until(lambda: farthest_from_its_weight(scene.calls[-1000:]) <= 5, timeout=15, what="shares as the weights")
+# is tried again. So it is calls without one that are waited for.
+@pytest.mark.parametrize(("greenlets", "calls"), [(1, 200), (30, 1000)])
+def test_servers_that_are_equally_quick_get_shares_in_proportion_to_their_weights(backends, greenlets, calls):
+    for backend in backends:
+        backend.becomes("well", STEADY)
+    endpoints = [replace(backend.endpoint, weight=weight) for backend, weight in zip(backends, WEIGHTS, strict=True)]
+    with Scene(endpoints, size=GREENLETS, greenlets=greenlets, pause=0.005) as scene:
+        scene.await_calls(calls)
+        wait_until(
+            lambda: farthest_from_its_weight(scene.calls[-calls:]) <= 5, timeout=15, what="shares as the weights"
+        )
         called = len(scene.calls)
     print(f"{greenlets} greenlets: {called} calls; of all {farthest_from_its_weight(scene.calls):.1f} points off")
 
@@ -342,7 +354,7 @@ def test_servers_that_are_equally_quick_get_shares_in_proportion_to_their_weight
 def farthest_from_its_weight(calls: Sequence[Call]) -> float:
     """Return how far at most the share of an endpoint is from its weight, in points; the weights are 100 together."""
     counts = Counter(call.endpoint.weight for call in calls)
-    return max(abs(100 * counts[weight] / len(calls) - weight) for weight in (60, 30, 10))
+    return max(abs(100 * counts[weight] / len(calls) - weight) for weight in WEIGHTS)
 
 
 def test_calls_spill_over_to_the_next_priority_and_come_back_and_two_retries_are_enough(redises):
@@ -363,7 +375,8 @@ def test_calls_spill_over_to_the_next_priority_and_come_back_and_two_retries_are
 
     assert (before, states) == (0, {"ejected"})
     assert scene.errors == []
-    assert scene.calls_to(spare, since=back_at) == []
+    # No more than had been handed a connection just before, and had not run yet.
+    assert len(scene.calls_to(spare, since=back_at)) <= SIZE
 
 
 # -- none available ----------------------------------------------------------------------------------------------------
@@ -386,11 +399,11 @@ def test_when_none_serves_calls_wait_for_the_first_that_is_back_and_the_error_te
     gevent.joinall(waiting, timeout=12, raise_error=True)
     served_by = {greenlet.value for greenlet in waiting}
 
-    failure = r"last failure Connection\w*Error\([^;]*"
-    for endpoint in endpoints:
-        ejected, active = f"ejected[^;]*{failure}, next probe in", f"active[^;]*{failure}, next connect in"
-        assert re.search(rf"{endpoint} ({ejected}|{active}) \d+\.\d s", text), text
-    assert text.count("next connect") == 1  # the last one is never ejected
+    failure = r"in use 0, last failure \w+Error\([^;]*"
+    ejected = re.findall(rf"ejected, {failure}, next probe in \d+\.\d s", text)
+    active = re.findall(rf"active, {failure}, (?:next connect in \d+\.\d s|connecting now)", text)
+    assert (len(ejected), len(active)) == (2, 1), text  # the last one is never ejected
+    assert all(str(endpoint) in text for endpoint in endpoints)
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)
     assert served_by == {endpoints[back]}
     assert pool.close(5)
