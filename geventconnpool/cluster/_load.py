@@ -41,7 +41,7 @@ from operator import attrgetter
 from typing import Any
 
 DECAY = 10.0  # seconds after which a sample counts for 1/e
-SURPRISE, HICCUP = 3.0, 0.005
+SURPRISE, HICCUP = 3.0, 0.025
 STEADY = 25.0  # samples after which a surprise is the first of its kind
 PRIOR = 5.0  # samples that the latency of its peers counts for with an endpoint that has none yet
 FAILURE_COST = 5.0  # seconds
