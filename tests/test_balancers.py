@@ -59,15 +59,7 @@ def under_load(balancer, several, times, concurrency):
 BOTH = pytest.mark.parametrize("make", [least_loaded, RoundRobin])
 
 
-@BOTH
-def test_a_single_candidate_is_chosen(make):
-    (only,) = candidates(1)
-
-    assert make().choose([only], 0.0) is only
-
-
-@BOTH
-@pytest.mark.parametrize(
+IN_PROPORTION = pytest.mark.parametrize(
     ("weights", "expected"),
     [
         ((1, 1), {"A": 50, "B": 50}),
@@ -77,6 +69,17 @@ def test_a_single_candidate_is_chosen(make):
         ((65535, 65535), {"A": 50, "B": 50}),
     ],
 )
+
+
+@BOTH
+def test_a_single_candidate_is_chosen(make):
+    (only,) = candidates(1)
+
+    assert make().choose([only], 0.0) is only
+
+
+@BOTH
+@IN_PROPORTION
 def test_calls_one_after_the_other_are_shared_in_proportion_to_the_weights(make, weights, expected):
     found = shares(draw(make(), candidates(*weights), 10_000))
 
@@ -260,16 +263,7 @@ LOADS = pytest.mark.parametrize("per_second", [8, 1000])
 
 
 @LOADS
-@pytest.mark.parametrize(
-    ("weights", "expected"),
-    [
-        ((1, 1), {"A": 50, "B": 50}),
-        ((3, 1), {"A": 75, "B": 25}),
-        ((1, 2, 5), {"A": 12.5, "B": 25, "C": 62.5}),
-        ((60, 30, 10, 100), {"A": 30, "B": 15, "C": 5, "D": 50}),
-        ((65535, 65535), {"A": 50, "B": 50}),
-    ],
-)
+@IN_PROPORTION
 def test_endpoints_that_are_equally_quick_share_the_calls_in_proportion_to_their_weights(per_second, weights, expected):
     found = shares(Service(weights, [0.1] * 4).calls(2000, per_second))
 

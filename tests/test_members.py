@@ -1273,12 +1273,18 @@ def test_the_limit_gates_new_ejections_only():
     assert cluster.state_of(A, B) == ["ejected", "ejected"]
 
 
-def test_an_endpoint_kept_by_the_limit_is_ejected_by_its_next_failure_when_there_is_room():
+def kept_by_the_limit():
+    """A cluster where B was not ejected because A was, which is back."""
     cluster = filled(A, B)
     cluster.fail(A)
     cluster.call(B, ERROR, times=7)
     cluster.probe(A, good=True)
     cluster.fill()
+    return cluster
+
+
+def test_an_endpoint_kept_by_the_limit_is_ejected_by_its_next_failure_when_there_is_room():
+    cluster = kept_by_the_limit()
     assert cluster.state_of(A, B) == ["active", "active"]
     cluster.call(B, ERROR)
 

@@ -17,7 +17,7 @@ from geventconnpool import events
 from geventconnpool._queue import ERROR, INTERRUPTED, KEPT, NOT_REUSABLE, USER
 from geventconnpool.cluster import Endpoint, LeastLoaded, OutlierDetection, RoundRobin
 from geventconnpool.cluster._outliers import Tally, Window
-from tests.test_members import Cluster, eject_and_readmit, filled
+from tests.test_members import Cluster, eject_and_readmit, filled, kept_by_the_limit
 from tests.virtual import Dice
 
 A, B, C, D = (Endpoint(name, 6379) for name in "abcd")
@@ -94,22 +94,14 @@ def test_what_drains_is_not_counted_whatever_the_number(n):
 
 
 def test_the_return_of_one_does_not_eject_another_that_was_kept_by_the_limit():
-    cluster = filled(A, B)
-    cluster.fail(A)
-    cluster.call(B, ERROR, times=7)
-    cluster.probe(A, good=True)
-    cluster.fill()
+    cluster = kept_by_the_limit()
 
     assert cluster.state_of(A, B) == ["active", "active"]
     assert cluster[B].failures["calls"] == 7
 
 
 def test_one_that_was_kept_by_the_limit_and_is_well_again_is_not_ejected():
-    cluster = filled(A, B)
-    cluster.fail(A)
-    cluster.call(B, ERROR, times=7)
-    cluster.probe(A, good=True)
-    cluster.fill()
+    cluster = kept_by_the_limit()
     cluster.call(B)
     cluster.call(B, ERROR, times=4)
 

@@ -16,6 +16,11 @@ from geventconnpool.cluster._load import FLOOR, least
 HARDLY_EVER = 0.01  # the weight that stands for 0: RFC 2782 gives it "a very small chance of being selected"
 
 
+def effective_weight(weight: int) -> float:
+    """Return what a weight of DNS counts for."""
+    return float(weight) or HARDLY_EVER
+
+
 class Candidate(Protocol):
     """An endpoint that can serve a call: what a balancer may know about it.
 

@@ -36,7 +36,7 @@ from geventconnpool._backoff import exponential, spread
 from geventconnpool._check import show, without_traceback
 from geventconnpool._queue import ERROR, IN_USE, INTERRUPTED, Queue, Slot, Waiter, transition
 from geventconnpool._slots import Slots
-from geventconnpool.cluster._balancers import HARDLY_EVER, Balancer, PeakEWMA
+from geventconnpool.cluster._balancers import Balancer, PeakEWMA, effective_weight
 from geventconnpool.cluster._endpoints import Endpoint, is_changed
 from geventconnpool.cluster._load import LEAST_UNIT, Load, Peers, least
 from geventconnpool.cluster._outliers import OutlierDetection, Tally, Window
@@ -152,7 +152,7 @@ class Member:
         # Who has just begun is quick because it has little to do: that is no reason to give it more than its share.
         load.quickest = load.peers.typical if self.is_slow(now) else 0.0
         load.oldest = self._oldest_call() if pool.in_use else inf
-        load.weigh(pool.in_use + pool.connecting + pool.waiting, now)
+        self.weigh(now)
         self.look_at = min(self._overdue_at(now), load.next_trial if load.next_trial > now else inf)
         if self.is_slow(now):
             self.look_at = min(self.look_at, now + self._members.slow_start / LOOKS_PER_RAMP)
@@ -609,7 +609,7 @@ class Members:
 
     def weight_of(self, endpoint: Endpoint) -> float:
         given = self._weights.get(endpoint) if self._weights else None
-        return given or float(endpoint.weight) or HARDLY_EVER
+        return given or effective_weight(endpoint.weight)
 
     def _add(self, endpoint: Endpoint, now: float) -> None:
         pool = self._open_pool(endpoint)

@@ -29,7 +29,7 @@ from hashlib import blake2b
 from heapq import nsmallest
 from math import expm1, inf, log
 
-from geventconnpool.cluster._balancers import HARDLY_EVER
+from geventconnpool.cluster._balancers import effective_weight
 from geventconnpool.cluster._endpoints import Endpoint
 
 Ranked = list[tuple[float, str, int, Endpoint]]  # the lowest draws first; the names are for equal ones
@@ -53,7 +53,9 @@ class Subset:
         tiers: dict[int, Ranked] = defaultdict(list)
         for endpoint in endpoints:
             draw = draws[endpoint] = self._draws.get(endpoint) or self._draw(endpoint)
-            tiers[endpoint.priority].append((draw / _weight(endpoint), endpoint.name, endpoint.port, endpoint))
+            tiers[endpoint.priority].append(
+                (draw / effective_weight(endpoint.weight), endpoint.name, endpoint.port, endpoint)
+            )
         self._draws = draws
         chosen: dict[Endpoint, float] = {}
         for priority in sorted(tiers):
@@ -78,13 +80,10 @@ class Subset:
         return len(most)
 
 
-def _weight(endpoint: Endpoint) -> float:
-    return float(endpoint.weight) or HARDLY_EVER
-
-
 def _weighed(ranked: Ranked, count: int) -> dict[Endpoint, float]:
     """Return the first ``count`` with what they weigh for the balancer; the heaviest keeps its weight."""
     chosen = [endpoint for *_, endpoint in ranked[:count]]
     first_out = ranked[count][0] if count < len(ranked) else inf
-    most = -expm1(-max(map(_weight, chosen)) * first_out)
-    return {e: _weight(e) * (most / -expm1(-_weight(e) * first_out)) for e in chosen}
+    weights = {endpoint: effective_weight(endpoint.weight) for endpoint in chosen}
+    most = -expm1(-max(weights.values()) * first_out)
+    return {endpoint: weight * (most / -expm1(-weight * first_out)) for endpoint, weight in weights.items()}
