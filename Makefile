@@ -40,7 +40,7 @@ test: venv
 	@sh tests/install_servers.sh
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 coverage: venv
 	@cmp -s pyproject.toml $(VENV)/installed-test || { echo "make test first"; exit 1; }

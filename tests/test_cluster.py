@@ -1399,7 +1399,9 @@ def test_the_events_of_an_endpoint_come_in_the_order_of_cause_and_effect(cut):
     assert {e.pool for e in pool.heard} == {pool.stats().name}
 
 
-@pytest.mark.parametrize("failure", [OSError("mine"), gevent.GreenletExit(), gevent.Timeout(1)], ids=repr)
+@pytest.mark.parametrize(
+    "failure", [OSError("mine"), gevent.GreenletExit(), gevent.Timeout(1)], ids=lambda failure: type(failure).__name__
+)
 def test_whatever_a_handler_raises_it_gets_the_other_events_too(failure, hub_errors, caplog):
     heard = []
 
