@@ -413,11 +413,11 @@ def test_when_all_endpoints_are_replaced_at_once_no_call_fails_and_none_in_fligh
     zone.update(delete=[(NAME, "SRV")], add=records(redis[3:]))
     wait_until(lambda: sum(isinstance(e, events.EndpointDrained) for e in news) == 3, 30, "the drain")
     replaced_at, calls = monotonic(), load.calls
-    wait_until(lambda: load.calls > calls + 300, 30, "300 calls more")
+    wait_until(lambda: load.calls > calls + 300 and len(load.ports(replaced_at)) >= 3, 30, "300 calls to three servers")
     long_calls.stop()
     drained = [e.forced for e in news if isinstance(e, events.EndpointDrained)]
     removed_at = min(long_calls.removals)
-    ports = {a.endpoint.port for a in load.attempts if a.began > replaced_at}
+    ports = load.ports(replaced_at)
 
     assert confirmed == 0
     assert resolver.confirmed > 0

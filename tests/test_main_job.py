@@ -93,6 +93,10 @@ class Load:
         """The attempts on an endpoint that began after a moment."""
         return [a for a in self.attempts if a.began > moment and a.endpoint == endpoint]
 
+    def ports(self, moment: float) -> set[int]:
+        """Where attempts went that began after a moment."""
+        return {a.endpoint.port for a in self.attempts if a.began > moment}
+
 
 class Scene:
     """The servers, the cluster, its load, and when what was reported."""
