@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -191,13 +192,15 @@ def test_a_set_too_large_for_any_message_changes_nothing_and_is_called_stale(see
 
 @pytest.mark.bound(400)
 def test_none_of_this_stalls_the_hub_patched_or_not(played: dict[str, Any]) -> None:
-    for attempt in range(3):  # the machine may be busy; what stalls the hub does so every time
-        told = play() if attempt else played
+    least, told = {}, played
+    for _ in range(4):  # the machine may be busy; what stalls the hub does so every time
         gaps = {mode: worst(told[mode]["gaps"]) for mode in told}
         print(f"largest gaps of a 1 ms ticker, in ms: {gaps}")
-        if all(own <= gaps["idle"]["own"] + ALLOWED_GAP for own in (gaps[mode]["own"] for mode in gaps)):
+        least = {mode: min(gap["own"], least.get(mode, inf)) for mode, gap in gaps.items()}
+        if all(own <= gaps["idle"]["own"] + ALLOWED_GAP for own in least.values()):
             return
-    pytest.fail(f"largest gaps in ms: {gaps}, by act: {told}")
+        told = play()
+    pytest.fail(f"largest gaps in ms: {gaps}, the least of each: {least}, by act: {told}")
 
 
 def worst(gaps: dict[str, dict[str, float]]) -> dict[str, float]:
