@@ -168,10 +168,14 @@ def scene(bind: Bind, servers: list[Redis]) -> Iterator[Scene]:
 
 
 def test_calls_are_spread_over_all_servers_and_get_their_own_replies(scene: Scene) -> None:
-    shares = [len(scene.load.since(0, scene.endpoint(server))) / len(scene.load.attempts) for server in scene.servers]
+    def shares() -> list[float]:
+        calls = [len(scene.load.since(0, scene.endpoint(server))) for server in scene.servers]
+        return [number / sum(calls) for number in calls]
+
+    # One that the machine holds up gets few calls for some time.
+    wait_until(lambda: min(shares()) > 0.03, 30, "a share for each")
 
     assert scene.load.failures == []
-    assert min(shares) > 0.03  # least loaded: the share of a server that answers faster is larger
 
 
 def test_a_killed_server_is_ejected_and_no_caller_sees_a_failure_and_it_serves_again_after_a_probe(

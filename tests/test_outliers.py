@@ -662,7 +662,7 @@ def test_the_ejection_time_of_an_endpoint_that_was_ill_falls_back_with_health():
     assert eject_and_readmit(cluster) == 1.0
 
 
-@pytest.mark.parametrize("balancer", [RoundRobin, LeastLoaded])
+@pytest.mark.parametrize("balancer", [RoundRobin, lambda: LeastLoaded(Random(2))], ids=["RoundRobin", "LeastLoaded"])
 def test_by_chance_alone_hardly_anybody_is_ejected_for_a_percentage(balancer):
     rng = Random(1)
     known = [Endpoint(f"e{number}", 1) for number in range(5)]
