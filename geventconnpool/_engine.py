@@ -40,7 +40,7 @@ from gevent.monkey import get_original
 
 from geventconnpool import _fork, events
 from geventconnpool._check import show
-from geventconnpool._fork import stamp
+from geventconnpool._fork import get_ident, stamp
 from geventconnpool._liveness import descriptor_of, make_poller
 from geventconnpool._log import LogWriter, logger
 from geventconnpool._queue import (
@@ -70,7 +70,6 @@ EVENTS_KEPT = 10_000  # that a slow consumer may be behind
 SYSTEM = (KeyboardInterrupt, SystemExit)
 log = logger.getChild("pool")
 _plain_socket: Any = get_original("socket", "socket")
-get_ident: Any = get_original("_thread", "get_ident")  # of the native thread, patched or not
 _SUSPENDABLE = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 
 

@@ -21,6 +21,8 @@ from contextlib import suppress
 from typing import Any, Protocol
 from weakref import WeakSet
 
+from gevent.monkey import get_original
+
 _MADV_WIPEONFORK = 18  # asm-generic/mman-common.h; the mmap module has no name for it
 
 
@@ -28,6 +30,7 @@ class Stamp(Protocol):
     """What differs between a process and its children: compare ``stamp[0]``."""
 
     def __getitem__(self, index: int, /) -> int: ...
+    def __setitem__(self, index: int, number: int, /) -> None: ...
 
 
 class ProcessId:
@@ -36,6 +39,23 @@ class ProcessId:
     def __getitem__(self, index: int, /) -> int:
         return os.getpid()
 
+    def __setitem__(self, index: int, number: int, /) -> None:
+        raise NotImplementedError("the system gives process ids")
+
+
+class OwnNumber:
+    """A number that is zero in a child, where the kernel wipes no pages."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._number = 0
+
+    def __getitem__(self, index: int, /) -> int:
+        return self._number if os.getpid() == self._process else 0
+
+    def __setitem__(self, index: int, number: int, /) -> None:
+        self._number = number
+
 
 class Heir(Protocol):
     """What has inherited property: asked for what must not be touched in a child."""
@@ -43,17 +63,53 @@ class Heir(Protocol):
     def property(self) -> Any: ...
 
 
-def make_stamp() -> Stamp:
-    """Return a number in a page that is zero in a child, or the process id where the kernel cannot do that."""
+def make_page() -> memoryview | None:
+    """Return numbers that are zero in a child, or None where the kernel cannot do that."""
     if sys.platform == "linux":
         with suppress(OSError):
             page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             page.madvise(_MADV_WIPEONFORK)
             return memoryview(page).cast("Q")
-    return ProcessId()
+    return None
 
 
-stamp = make_stamp()
+def make_number() -> Stamp:
+    """Return a number, zero now, that is so in every child, whatever it becomes here."""
+    global _rest
+    if _rest is None or not len(_rest):
+        _rest = make_page()
+    if _rest is None:
+        return OwnNumber()
+    number, _rest = _rest[:1], _rest[1:]
+    return number
+
+
+class _Place:
+    """One native thread of this process: ``number[0]`` is its ident while it lives, zero afterwards and in a child.
+
+    By its ident alone it could not be told: the system uses those again.
+    """
+
+    def __init__(self) -> None:
+        self.number = make_number()
+        self.number[0] = get_ident()
+
+    def __del__(self) -> None:
+        self.number[0] = 0
+
+
+def place() -> Stamp:
+    """Return what belongs to this thread of this process: who is elsewhere has a ``get_ident()`` that is no ``[0]``."""
+    if getattr(_here, "place", None) is None or _here.place.number[0] != get_ident():
+        _here.place = _Place()
+    number: Stamp = _here.place.number
+    return number
+
+
+get_ident: Any = get_original("_thread", "get_ident")  # of the native thread, patched or not
+_here: Any = get_original("_thread", "_local")()  # of each native thread
+_rest = make_page()  # of a page, not used yet
+stamp: Stamp = ProcessId() if _rest is None else make_number()
 _generation = 0  # of processes, counted along one line of descent
 _living: WeakSet[Any] = WeakSet()
 _graveyard: list[Any] = []
@@ -62,7 +118,7 @@ _graveyard: list[Any] = []
 def current() -> int:
     """Return the stamp of this process; the first to ask in a child gives it a new one."""
     global _generation
-    if isinstance(stamp, memoryview) and not stamp[0]:
+    if not stamp[0]:
         _generation += 1
         stamp[0] = _generation
     return stamp[0]

@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields
 from math import inf
 from time import monotonic
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from gevent import getcurrent, reinit
-from gevent.monkey import get_original
 
 from geventconnpool import _check, _fork, events
 from geventconnpool._check import show
-from geventconnpool._engine import SYSTEM, Engine, get_ident, stack_of
-from geventconnpool._fork import stamp
+from geventconnpool._engine import SYSTEM, Engine, stack_of
+from geventconnpool._fork import get_ident
+from geventconnpool._lease import Lease, Unset
 from geventconnpool._queue import (
     CAUSES,
     DRAINED,
@@ -46,52 +46,6 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 
 NESTED_ALWAYS = 200  # connections up to which every get that waits looks for those its greenlet holds
-_USED: Any = object()
-
-
-class _Life:
-    """Ends with its native thread: what belongs to that is no other's, though the system uses idents again."""
-
-    def __init__(self) -> None:
-        self.lenders: weakref.WeakSet[Lender] = weakref.WeakSet()
-
-    def __del__(self) -> None:
-        for lender in self.lenders:
-            lender._thread = None
-
-
-_here: Any = get_original("_thread", "_local")()  # of each native thread
-
-
-def _life_of_this_thread() -> _Life:
-    if not hasattr(_here, "life"):
-        _here.life = _Life()
-    life: _Life = _here.life
-    return life
-
-
-class Lease(Generic[C]):
-    """A connection for the time of one ``with`` block; borrowed at its start, single use."""
-
-    __slots__ = ("_lender", "_pool", "_slot", "_timeout")
-
-    def __init__(self, pool: object, lender: Lender, timeout: float | None) -> None:
-        self._pool = pool  # lives as long as anything is borrowed from it
-        self._lender = lender
-        self._timeout = timeout
-        self._slot: Any = None
-
-    def __enter__(self) -> C:
-        if self._slot is not None:
-            raise RuntimeError("get() is for one with statement; call it again for the next")
-        self._slot = _USED  # nobody may enter it a second time, not even while this waits
-        slot = self._slot = self._lender.borrow(self._timeout)
-        connection: C = slot.connection
-        return connection
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        slot, self._slot = self._slot, _USED
-        self._lender.give_back(slot, exc)
 
 
 class State(Protocol):
@@ -107,17 +61,20 @@ class State(Protocol):
 class Lender(ABC):
     """Where connections are borrowed and returned: one pool, or a cluster of them.
 
-    The parts that switch greenlets are ``borrow`` (only if it has to wait), ``wait`` and ``close``.
+    The parts that switch greenlets are ``borrow`` (only if it has to wait), ``wait`` and ``close``. What is most
+    frequent is done by a ``lease`` itself, without calling any of these.
 
     Like its engine, a lender knows the user's pool by a weak reference only; and when the process is forked, it begins
     anew in the child: nothing is connected before the first use there.
     """
 
+    lease: type[Lease[Any]] = Lease
+
     def __init__(self, options: Options, name: str, hooks: weakref.ref[Any]) -> None:
         self.name = name
         self.options = options
         self._hooks = hooks
-        self._asks_reusable = options.asks_reusable
+        self.asks_reusable = options.asks_reusable
         self.inherited: dict[int, Slot] = {}  # what this process must not touch, by id(connection)
 
     def begin(self, engine: Engine) -> None:
@@ -129,9 +86,7 @@ class Lender(ABC):
         self.refused = 0
         self._is_cut = False  # connections were closed under their users
         self._is_started = True
-        self._thread = engine.thread
-        _life_of_this_thread().lenders.add(self)
-        self._stamp = engine.stamp
+        self.place = _fork.place()
         self._next_nested = -inf
 
     @abstractmethod
@@ -144,7 +99,7 @@ class Lender(ABC):
 
     def _arrive(self) -> None:
         """Somebody came who is not of this thread, or not of this process."""
-        if stamp[0] == self._stamp:
+        if not self.engine.is_inherited:
             self.engine.refuse_thread()
         reinit()  # idempotent; who forks without telling gevent has a hub whose thread pool hangs
         was_closed = self.closed
@@ -156,7 +111,7 @@ class Lender(ABC):
             self.shut()
 
     def _look_round(self) -> None:
-        if get_ident() != self._thread or stamp[0] != self._stamp:
+        if get_ident() != self.place[0]:
             self._arrive()
 
     def check_place(self) -> None:
@@ -226,21 +181,19 @@ class Lender(ABC):
 
     # -- borrowing -----------------------------------------------------------------------------------------------------
 
-    def borrow(self, timeout: float | None) -> Slot:
+    def borrow(self, timeout: float | Unset | None) -> Slot:
         """Return a slot that is in use by the current greenlet from now on; wait up to ``timeout`` seconds for it."""
-        if get_ident() != self._thread or stamp[0] != self._stamp:  # without a call: this is the hot path
-            self._arrive()
+        self._look_round()
         now = monotonic()
         slot = self.take(now)
         if slot is None:
-            slot = self._borrow_later(timeout)
+            slot = self.borrow_later(timeout)
         elif now - slot.seen >= TRUSTED_FOR or slot.seen < slot.pool.trouble_at:
-            slot = self._look_closer(slot, now) or self._borrow_later(timeout)
+            slot = self.look_closer(slot, now) or self.borrow_later(timeout)
         slot.owner = getcurrent()
-        slot.pool.gets += 1
         return slot
 
-    def _look_closer(self, slot: Slot | None, now: float) -> Slot | None:
+    def look_closer(self, slot: Slot | None, now: float) -> Slot | None:
         """Return the slot unless its peer has closed it meanwhile; then another idle that lives, if there is one."""
         while slot is not None and slot.is_suspect(now) and self._has_hung_up(slot):
             slot.pool.hung_up(slot, now)
@@ -259,7 +212,8 @@ class Lender(ABC):
             raise
         return has_hung_up or slot.state is not IN_USE  # closed with its pool while fileno() switched
 
-    def _borrow_later(self, timeout: float | None) -> Slot:
+    def borrow_later(self, given: float | Unset | None) -> Slot:
+        timeout = self.options.timeout if isinstance(given, Unset) else given
         error = self.refusal()
         if error is not None:
             raise error
@@ -278,7 +232,7 @@ class Lender(ABC):
             self._look_nested(waiter.since)
             self._wait(waiter, timeout)
         while waiter.slot is not None:
-            slot, waiter.slot = waiter.slot, None
+            slot = waiter.claim()
             if self._is_good(slot):
                 return slot
             slot.pool.pass_on(slot, monotonic())
@@ -364,7 +318,8 @@ class Lender(ABC):
             # Interrupted. A connection that was handed over meanwhile is clean: the next one gets it.
             engine.queue.withdraw(waiter)
             if waiter.slot is not None:
-                waiter.slot.pool.pass_on(waiter.slot, monotonic())
+                slot = waiter.claim()
+                slot.pool.pass_on(slot, monotonic())
                 engine.act()
             raise
         finally:
@@ -375,10 +330,10 @@ class Lender(ABC):
 
     def give_back(self, slot: Slot, exc: BaseException | None) -> None:
         """End a lease: ``exc`` is what its block raised. Never switches, unless a hook that must not does."""
-        if get_ident() != self._thread:
+        if get_ident() != self.place[0]:
             self._give_back_elsewhere(slot, exc)
             return
-        if exc is None and not self._asks_reusable:
+        if exc is None and not self.asks_reusable:
             slot.owner, owner = None, slot.owner
             if slot.pool.returned(slot, monotonic()):
                 return
@@ -423,7 +378,7 @@ class Lender(ABC):
                 return ERROR
             if not issubclass(type(exc), Exception):
                 return INTERRUPTED
-        if self._asks_reusable and slot.doomed in PROVISIONAL and not self._is_reusable(slot):
+        if self.asks_reusable and slot.doomed in PROVISIONAL and not self._is_reusable(slot):
             return NOT_REUSABLE
         return None if exc is None else KEPT
 

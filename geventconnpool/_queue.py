@@ -154,6 +154,13 @@ class Waiter:
     def is_settled(self) -> bool:
         return self.slot is not None or self.error is not None or self.is_late
 
+    def claim(self) -> Slot:
+        """Return the slot that was handed over, once."""
+        slot, self.slot = self.slot, None
+        assert slot is not None
+        slot.pool.unused -= 1
+        return slot
+
 
 def transition(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
     """Mark a method of something with a ``queue`` as one transition: leases ended during it are applied after it."""
@@ -242,6 +249,8 @@ class Queue:
     def settle(self, waiter: Waiter, *, slot: Slot | None = None, error: BaseException | None = None) -> None:
         self.withdraw(waiter)
         waiter.slot, waiter.error = slot, error
+        if slot is not None:
+            slot.pool.unused += 1
         self.todo.append((WAKE, waiter))
 
     def withdraw(self, waiter: Waiter) -> None:

@@ -30,7 +30,7 @@ from geventconnpool._check import show
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_calls: dict[int, Call] = {}
+calls: dict[int, Call] = {}  # that are being retried, by id of their greenlet
 _rng = Random()
 _log = logging.getLogger("geventconnpool.retry")
 
@@ -69,7 +69,7 @@ def note_failure(borrower: object, memory: object, place: object) -> None:
 
     ``memory`` is whose place it is, so that several clusters may be used in one call.
     """
-    call = _calls.get(id(borrower)) if _calls else None
+    call = calls.get(id(borrower)) if calls else None
     if call is not None:
         call.avoided.setdefault(memory, set()).add(place)
     while call is not None:
@@ -80,7 +80,7 @@ def note_failure(borrower: object, memory: object, place: object) -> None:
 
 def places_to_avoid(memory: object) -> Collection[Any]:
     """Return where attempts of the retried call that this greenlet is in, with all that is nested, have failed."""
-    call = _calls.get(id(getcurrent())) if _calls else None
+    call = calls.get(id(getcurrent())) if calls else None
     return () if call is None else call.avoided.get(memory, ())
 
 
@@ -103,18 +103,18 @@ class Policy:
     def run(self, function: Callable[[], R], name: str) -> R:
         """Call ``function`` until it succeeds, raises something else, or the policy says that it is enough."""
         me = id(getcurrent())
-        outer = _calls.get(me)
+        outer = calls.get(me)
         call = Call(outer)
         if self.budget is not None and call.earns(self.budget):
             self.budget.deposit(monotonic())
-        _calls[me] = call
+        calls[me] = call
         try:
             return self._attempts(function, name, call)
         finally:
             if outer is None:
-                del _calls[me]
+                del calls[me]
             else:
-                _calls[me] = outer
+                calls[me] = outer
 
     def _attempts(self, function: Callable[[], R], name: str, call: Call) -> R:
         deadline = monotonic() + self.timeout

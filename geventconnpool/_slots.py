@@ -93,6 +93,55 @@ LIFETIME_JITTER = 0.25
 class Slots:
     """The slots of one pool. What is to be done after a transition is in ``queue.todo``."""
 
+    __slots__ = (
+        "__weakref__",
+        "_cold",
+        "_failed_at",
+        "_gate",
+        "_is_overdue",
+        "_keepalive_fails",
+        "_left",
+        "_next",
+        "_order",
+        "_probe_wanted",
+        "_prune_at",
+        "_retry_factor",
+        "_rng",
+        "_series",
+        "alarm",
+        "checking",
+        "closed_total",
+        "closing",
+        "connecting",
+        "discarded",
+        "endpoint",
+        "facade",
+        "failures",
+        "has_keepalive",
+        "idle",
+        "keepalive",
+        "last_error",
+        "lent",
+        "lifo",
+        "max_connecting",
+        "max_idle",
+        "max_lifetime",
+        "min_size",
+        "mode",
+        "name",
+        "observer",
+        "open_errors",
+        "opened_total",
+        "queue",
+        "size",
+        "slots",
+        "tell_returned",
+        "trouble_at",
+        "unused",
+        "waiting",
+        "warming",
+    )
+
     def __init__(
         self,
         size: int,
@@ -121,6 +170,7 @@ class Slots:
         self.max_idle = max_idle
         self.has_keepalive = has_keepalive  # a probe is kept alive once
         self.observer: Observer | None = None
+        self.tell_returned: Callable[[float, float], None] | None = None  # the observer's, at hand
         self.facade: Any = None  # what the shell shows of it
         self.mode = RUNNING
         self.alarm = inf
@@ -133,7 +183,8 @@ class Slots:
         self._cold = 0  # how many at the head of it were kept alive since they were used; last in, first out only
         self._order = lifo
         self._set_order()
-        self.in_use = 0
+        self.lent = 0  # how often a connection was handed out
+        self.unused = 0  # how many of those waiters have not claimed yet, or were given back as they were
         self.connecting = 0
         self.checking = 0
         self.closing = 0
@@ -152,7 +203,6 @@ class Slots:
         self._prune_at = inf  # before that, no connection is too old or has rested for too long
         self.last_error: BaseException | None = None
 
-        self.gets = 0
         self.opened_total = 0
         self.open_errors = 0
         self.closed_total = 0
@@ -167,7 +217,7 @@ class Slots:
         slot = self._next()
         slot.state = IN_USE
         slot.since = now
-        self.in_use += 1
+        self.lent += 1
         return slot
 
     def _set_order(self) -> None:
@@ -200,10 +250,9 @@ class Slots:
         # Nothing below allocates or calls before the slot is idle, so nothing can break in.
         slot.state = IDLE
         slot.seen = now
-        self.in_use -= 1
         self.idle.append(slot)
-        if self.observer is not None:
-            self.observer.call_ended(None, None, now - slot.since, now)
+        if self.tell_returned is not None:
+            self.tell_returned(slot.since, now)
         return True
 
     def ended(self, slot: Slot, verdict: str | None, error: BaseException | None, now: float) -> None:
@@ -235,6 +284,7 @@ class Slots:
     @transition
     def pass_on(self, slot: Slot, now: float) -> None:
         """Take back a connection that was handed to a waiter who never used it: as clean as it was."""
+        self.unused += 1
         if not self._let_go(slot):
             return
         cause = self._fate(slot)
@@ -253,6 +303,7 @@ class Slots:
     @transition
     def hung_up(self, slot: Slot, now: float) -> None:
         """The peer of a connection that was handed out, and not yet used, has closed it."""
+        self.unused += 1
         if not self._let_go(slot):
             return
         self.trouble_at = now  # if the server was restarted, it is not the only one
@@ -266,12 +317,11 @@ class Slots:
         if slot.state is not IN_USE:
             self.queue.cut.pop(id(slot.connection), None)
             return False
-        self.in_use -= 1
         return True
 
     def _fate(self, slot: Slot) -> str | None:
         """Return why a connection that comes back well is closed all the same; None if it is not."""
-        if slot.doomed is LIFETIME and not self._may_replace(self.open + 1):
+        if slot.doomed is LIFETIME and not self._may_replace(self.open):
             slot.doomed = RESIZED  # if there are too many it goes all the same
             self._prune_at = -inf  # else it will be looked at again when others have been replaced
         if slot.doomed is RESIZED and self._excess + (slot.state is CONNECTING) <= 0:
@@ -321,7 +371,7 @@ class Slots:
     def _lend(self, slot: Slot, now: float) -> None:
         slot.state = IN_USE
         slot.since = now
-        self.in_use += 1
+        self.lent += 1
 
     # -- opening -------------------------------------------------------------------------------------------------------
 
@@ -390,6 +440,16 @@ class Slots:
         return self._failed_at + self._retry_factor * exponential(
             self._series - 1, base=FIRST_RETRY, factor=2.0, cap=cap
         )
+
+    @property
+    def in_use(self) -> int:
+        """How many are borrowed; one that changes its state just now is counted here, until it has the new one."""
+        return len(self.slots) - len(self.idle) - self.connecting - self.checking - self.closing
+
+    @property
+    def gets(self) -> int:
+        """How many calls got a connection."""
+        return self.lent - self.unused
 
     @property
     def open(self) -> int:
@@ -672,7 +732,6 @@ class Slots:
         """
         borrowed = [s for s in self.slots if s.state is IN_USE and (spare is None or s.owner is not spare)]
         for slot in borrowed:
-            self.in_use -= 1
             self.queue.cut[id(slot.connection)] = slot
             self._retire(slot, CUT)
         return bool(borrowed)

@@ -14,7 +14,8 @@ from typing import Any, Generic, Self, TypeVar
 
 from geventconnpool import _check, events
 from geventconnpool._engine import Engine
-from geventconnpool._lender import Lease, Lender, PoolLender
+from geventconnpool._lease import UNSET, Lease, LoneLease, Unset
+from geventconnpool._lender import Lender, PoolLender
 from geventconnpool._liveness import descriptor_of
 from geventconnpool._queue import Gate, Holds, Queue
 from geventconnpool._retry import retry
@@ -26,16 +27,6 @@ DEFAULT_EXC_CLASSES: tuple[type[BaseException], ...] = (socket.error,)
 
 C = TypeVar("C")
 _numbers = count(1)
-
-
-class _Unset:
-    """The default of ``get(timeout=...)``: the pool's own."""
-
-    def __repr__(self) -> str:
-        return "<the pool's timeout>"
-
-
-UNSET = _Unset()
 
 
 class Hooks(Generic[C]):
@@ -75,7 +66,7 @@ class Hooks(Generic[C]):
 class Borrowing(Hooks[C]):
     """The methods that a lone pool and a cluster have in common."""
 
-    def get(self, timeout: float | _Unset | None = UNSET) -> Lease[C]:
+    def get(self, timeout: float | Unset | None = UNSET) -> Lease[C]:
         """Return a context manager that lends a connection to its block.
 
         It is borrowed when the block is entered: if none is idle, after waiting for up to ``timeout`` seconds (default:
@@ -84,11 +75,18 @@ class Borrowing(Hooks[C]):
         :class:`PoolUnavailable` if there has been no connection for ``fail_after`` seconds, or if a cluster knows that
         its service has no endpoints. How the block ends decides about the connection: see the tutorial.
         """
-        return Lease(self, self._lender, _seconds(self._lender, timeout))
+        lender = self._lender
+        make = lender.lease
+        lease: Lease[C] = make()
+        lease.pool = self
+        lease.lender = lender
+        lease.timeout = timeout if timeout is UNSET else _seconds(timeout)
+        lease.slot = None
+        return lease
 
-    def acquire(self, timeout: float | _Unset | None = UNSET) -> C:
+    def acquire(self, timeout: float | Unset | None = UNSET) -> C:
         """Borrow a connection as :meth:`get` does, until :meth:`release` or :meth:`discard` is called with it."""
-        slot = self._lender.borrow(_seconds(self._lender, timeout))
+        slot = self._lender.borrow(_seconds(timeout))
         slot.by_hand = True
         connection: C = slot.connection
         return connection
@@ -152,11 +150,9 @@ class Borrowing(Hooks[C]):
         self.close(10 if exc is None else 0)
 
 
-def _seconds(lender: Lender, timeout: float | _Unset | None) -> float | None:
-    """Return what bounds a get: its own timeout, or the pool's."""
-    if isinstance(timeout, _Unset):
-        return lender.options.timeout
-    return _check.seconds_or_none("timeout", timeout)
+def _seconds(timeout: float | Unset | None) -> float | Unset | None:
+    """Return what bounds a get, checked."""
+    return timeout if isinstance(timeout, Unset) else _check.seconds_or_none("timeout", timeout)
 
 
 class Options:
@@ -271,6 +267,8 @@ class LoneLender(PoolLender):
 
     def __init__(self, options: Options, pool: Any) -> None:
         super().__init__(options, options.name, weakref.ref(pool))
+        if not options.asks_reusable:
+            self.lease = LoneLease
         self.begin_here()
 
     def begin_here(self) -> None:

@@ -235,7 +235,7 @@ class Service:
         weights = [c.weight for c in self.candidates]
         loads[0].peers.measure(loads, weights, is_even=len(set(weights)) == 1)
         for c in self.candidates:
-            c.load.unit = c.weight / c.load.peers.weight
+            c.load.measure(c.weight / c.load.peers.weight)
             c.load.weigh(c.in_flight, self.now)
 
     def calls(self, times, per_second):

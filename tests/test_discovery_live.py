@@ -8,8 +8,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from math import inf
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -192,7 +192,8 @@ def test_a_set_too_large_for_any_message_changes_nothing_and_is_called_stale(see
 
 @pytest.mark.bound(400)
 def test_none_of_this_stalls_the_hub_patched_or_not(played: dict[str, Any]) -> None:
-    least, told = {}, played
+    least: dict[str, float] = {}
+    told = played
     for _ in range(4):  # the machine may be busy; what stalls the hub does so every time
         gaps = {mode: worst(told[mode]["gaps"]) for mode in told}
         print(f"largest gaps of a 1 ms ticker, in ms: {gaps}")

@@ -309,7 +309,7 @@ def check(pool: Any) -> None:
     queue = pool._lender.engine.queue
     assert (list(queue.waiting), list(queue.todo), list(queue.late)) == ([], [], [])
     assert {id(c) for c in pool.made if c.is_open} == set(queue.open)
-    assert (pool._lender.engine._watches, _retry._calls) == ([], {})
+    assert (pool._lender.engine._watches, _retry.calls) == ([], {})
 
     was_closed = pool.closed
     assert pool.close(5) or was_closed

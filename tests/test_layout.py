@@ -34,7 +34,7 @@ PURE = {
 # Functions of packages that are not pure, which are.
 PURE_FUNCTIONS = {f"socket.{name}" for name in ("AF_INET6", "inet_ntoa", "inet_ntop")}
 WITH_GEVENT = {
-    *("_engine", "_liveness", "_worker", "_retry", "_lender", "pool", "demo", "testing"),
+    *("_engine", "_fork", "_lease", "_liveness", "_worker", "_retry", "_lender", "pool", "demo", "testing"),
     *("cluster._connect", "cluster._dns", "cluster._hosts", "cluster._resolvers", "cluster._pool"),
 }
 WITH_DNSPYTHON = {"cluster._dns", "cluster._resolvers", "testing", "demo"}

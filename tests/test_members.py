@@ -1527,6 +1527,7 @@ def test_the_ejection_time_falls_back_with_health():
     for _ in range(4):
         eject_and_readmit(cluster)
     cluster.call(A, times=60)
+    cluster[A].settle()
 
     assert cluster[A].relapses == 0
     assert eject_and_readmit(cluster) == 1.0

@@ -302,7 +302,7 @@ class Hall:
             slots.slots = Ordered()  # type: ignore[assignment]
             return slots
 
-        for module in ("_engine", "_lender", "pool"):
+        for module in ("_engine", "_lease", "_lender", "pool"):
             self._patch.setattr(f"geventconnpool.{module}.monotonic", self.clock)
         self._patch.setattr("geventconnpool.pool.Random", partial(Random, seed))
         self._patch.setattr("geventconnpool.pool.Slots", make_slots)

@@ -36,7 +36,7 @@ that gets less. ``EVEN`` is small, because what looks like noise in the latencie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp, inf, log
+from math import exp, inf
 from operator import attrgetter
 from typing import Any
 
@@ -50,17 +50,23 @@ FIRST_TRIAL, TRIAL = 2.0, 9.0  # seconds after which an endpoint is tried, whate
 INSTANT = 1e-6  # seconds: what is told of calls is that exact
 TRIED_FIRST = -1e12  # makes the key of one that is due to be tried: below all others, those who wait longest first
 FLOOR = 0.001  # seconds
+FINEST_LOOK = 0.001  # seconds between two looks at what changes by itself
+NEWS = 0.1  # of the cost: a call that takes that much longer or less than usual is looked at soon
 STEP, EVEN, WEIGHTED = 0.04, 0.1, 0.5
+GROWTH = exp(STEP)
+STEEPEST = 300.0  # logarithm of the highest price: keys are numbers, whatever is told
 LEAST_UNIT = 0.01  # a call adds no more than 100 rounds: who had one serves again if all who weigh more hang
 
 
 class Peers:
     """What the loads of one cluster have in common, and are compared by."""
 
-    __slots__ = ("is_even", "lag", "level", "rounds", "turn", "typical", "weight")
+    __slots__ = ("is_even", "lag", "level", "look_at", "rounds", "start", "turn", "typical", "weight")
 
     def __init__(self) -> None:
+        self.look_at = -inf  # when the key of any may change by itself, or calls have ended that are not in it yet
         self.rounds = 0.0  # played so far; in one, each of equal endpoints has one call
+        self.start = 0.0  # in rounds: where being ahead is counted from, or the prices would grow for ever
         self.turn = 1.0  # how much of a round one call is
         self.weight = 1.0  # the mean
         self.is_even = True
@@ -77,10 +83,14 @@ class Peers:
         self.lag = (EVEN if is_even else WEIGHTED) / STEP
         if is_even:  # or who is chosen first after a change would not be as far ahead as the others, for many calls
             self.rounds = max(self.rounds, max(load.spent for load in loads) - self.lag - 1.0)
-        latencies = sorted(load.latency for load in loads if load.latency is not None)
+        self.compare(loads)
+
+    def compare(self, loads: Sequence[Load]) -> None:
+        """Take note of what is typical."""
+        latencies = sorted(latency for latency in [load.latency for load in loads] if latency is not None)
         # The lower one of two: of two endpoints, the slow one is not typical.
         self.typical = latencies[(len(latencies) - 1) // 2] if latencies else 0.0
-        self.level = sum(load.level for load in loads) / number
+        self.level = sum([load.level for load in loads]) / len(loads)
 
 
 class Load:
@@ -88,69 +98,151 @@ class Load:
 
     __slots__ = (
         "_at",
+        "_before",
+        "_crowd",
+        "_ended",
+        "_high",
         "_is_doubtful",
         "_is_trial",
+        "_last",
+        "_latency",
+        "_level",
+        "_longest",
+        "_low",
         "_samples",
+        "_seconds",
         "_surprise",
-        "called_at",
+        "base",
         "charged_at",
+        "coming",
+        "good",
+        "growth",
         "heard_at",
-        "key",
-        "latency",
-        "level",
+        "in_flight",
+        "is_troubled",
+        "keys",
+        "later",
+        "look_at",
         "member",
         "oldest",
         "patience",
         "pause",
         "peers",
+        "place",
+        "pool",
+        "price",
         "quickest",
+        "relief",
         "spent",
+        "step",
         "trial_at",
         "tried_at",
         "unit",
+        "usual",
     )
 
-    def __init__(self, peers: Peers, now: float, member: Any = None) -> None:
+    def __init__(self, peers: Peers, now: float, member: Any = None, pool: Any = None) -> None:
         self.peers = peers
-        self.member = member  # whose load it is
-        self.latency: float | None = None
-        self.level = 0.0
-        self.unit = 1.0
-        self.spent = peers.rounds
-        self.key = 0.0
-        self.tried_at = now  # when it was chosen last
-        self.called_at = now  # when it was chosen last, and there was a connection for the call
-        self._is_trial = False  # it was chosen because it was to be tried
-        self.quickest = 0.0  # seconds: what it is taken for if it is quicker
-        self.trial_at = inf  # when a call went there to find out how it fares, that has not returned yet
-        self.patience = FIRST_TRIAL  # seconds after which one does
+        self.member, self.pool = member, pool  # whose load it is
+        self.look_at = -inf  # when the age of its calls, its slow start or a trial may change the key
+        self.later = -inf  # when slow start or a trial may
+        # What calls took, of those that are in the average, and of those that have ended since the last look.
+        self._latency: float | None = None
+        self._level = 0.0
+        self._at = now  # of the last sample
+        self._samples = 0.0  # that the average rests on
+        self._surprise = 0.0  # what takes that long is
+        self._low = self._high = 0.0  # what takes less or more is noticeable
+        self._ended = 0
+        self._seconds = self._longest = 0.0
+        self._crowd = 0  # the sum of how many others were in flight
+        self._last = now
+        # What is in flight.
+        self.in_flight = 0  # calls, as of the last weighing, and those since that have begun and ended as usual
+        self.coming = 0  # connects under way, and who waits for just this endpoint
         self.heard_at = -inf  # when the call began that began last of all that have returned
         self.oldest = inf  # when the call in flight began that began first after that; as of the last look
+        # The key, and what it is made of; but for what has just changed, as of the last weighing.
+        self.keys = [0.0]
+        self.place = 0  # where in those, with the keys of others, its own is
+        self.base = FLOOR  # seconds: the cost, if there were no crowd
+        self.usual = 0.0  # how many in flight are none
+        self.relief = 1.0  # one over the cost of that
+        self.price = 1.0  # by what it is multiplied for being ahead
+        self.unit = self.step = 1.0
+        self.growth = GROWTH  # of the price, with each call
+        self.spent = peers.rounds
+        self.quickest = 0.0  # seconds: what it is taken for if it is quicker
+        # Trials.
+        self.tried_at = self._before = now  # when it was chosen last, and there was a connection for the call
+        self._is_trial = False  # it was chosen because it was to be tried
+        self.trial_at = inf  # when a call went there to find out how it fares, that has not returned yet
+        self.patience = FIRST_TRIAL  # seconds after which one does
+        # Failures.
         self.charged_at: float | None = None  # when the last call failed, if nothing has cleared that
         self.pause = FIRST_PAUSE
-        self._at = now  # of the last sample
-        self._samples = 0.0  # that ``latency`` rests on
-        self._surprise = 0.0
         self._is_doubtful = False  # cleared by a keepalive, and not proven since
+        self.is_troubled = False  # the next good call is news: it follows a failure, or a trial
+        self.good = 0  # calls, of those that are in the average
+
+    @property
+    def key(self) -> float:
+        return self.keys[self.place]
+
+    @property
+    def cost(self) -> float:
+        """What a call is expected to take, in seconds; of no meaning while it is due to be tried."""
+        return self.key / self.price
+
+    @property
+    def latency(self) -> float | None:
+        """The average, in seconds; None before the first call has ended."""
+        self.take_over()
+        return self._latency
+
+    @property
+    def level(self) -> float:
+        """How many others were in flight, in the same average."""
+        self.take_over()
+        return self._level
+
+    def measure(self, unit: float) -> None:
+        """Take note of the weight, over the mean."""
+        if unit != self.unit:
+            self.unit, self.step, self.growth = unit, 1.0 / unit, exp(min(STEP / unit, STEEPEST))
 
     def measured(self, seconds: float, level: int, now: float) -> None:
         """A call took so long, or was interrupted after so many seconds, with so many others in flight at its end."""
-        silence = now - self._at
-        self._at = now
-        if self.latency is None:
-            silence = 0.0  # what is assumed is news
+        self.take_over()
+        if self._latency is None:
+            self._at = now  # what is assumed is news
             self._assume()
         if seconds >= self._surprise:
+            self._at = now
             self._believe(seconds, 1.0)
-            self.level = float(level)
-            return
-        fade = exp(-silence / DECAY)
-        samples = self._samples = self._samples * fade + 1.0
-        share = max(1.0 / samples, 1.0 - fade)
-        latency = self.latency or 0.0
-        self.latency = latency = latency + (seconds - latency) * share
-        self.level += (level - self.level) * share
-        self._surprise = max(SURPRISE * seconds + HICCUP, latency + (self._surprise - latency) * fade)
+            self._level = float(level)
+        else:
+            self._average(1, seconds, seconds, level, now)
+
+    def take_over(self) -> None:
+        """Have the calls in the average that have ended since that was done."""
+        if self._ended:
+            ended, self._ended = self._ended, 0
+            self.good += ended
+            self._average(ended, self._seconds / ended, self._longest, self._crowd / ended, self._last)
+            self._seconds = self._longest = 0.0
+            self._crowd = 0
+
+    def _average(self, ended: int, seconds: float, longest: float, level: float, now: float) -> None:
+        """Add so many calls, of about one time, that took so long on average, and at most so long."""
+        fade = exp((self._at - now) / DECAY)
+        self._at = now
+        samples = self._samples = self._samples * fade + ended
+        share = max(ended / samples, 1.0 - fade)
+        latency = self._latency or 0.0
+        self._latency = latency = latency + (seconds - latency) * share
+        self._level += (level - self._level) * share
+        self._surprise = max(SURPRISE * longest + HICCUP, latency + (self._surprise - latency) * fade)
 
     def _assume(self) -> None:
         """Begin with what is typical, if anything is: one quick call makes nobody the quickest."""
@@ -163,24 +255,26 @@ class Load:
         """Take a latency for what it is from now on, as if it rested on so many samples."""
         if self._samples >= STEADY:
             self.patience = FIRST_TRIAL
-        self.latency = latency
+        self._latency = latency
         self._samples = samples
         self._surprise = SURPRISE * latency + HICCUP
 
     def _passed_trial(self, seconds: float) -> None:
         """A call that was to find out how it fares now has returned: if it was quick, what was before is forgotten."""
         self.trial_at = inf
-        latency = max(seconds, self.peers.typical)
-        if self.latency is not None and latency < self.latency:
+        latency, known = max(seconds, self.peers.typical), self.latency
+        if known is not None and latency < known:
             self._believe(latency, PRIOR)
 
     def renew(self, now: float) -> None:
         """What was is no guide to what will be: it counts as the typical one, and has nothing to catch up with."""
-        self.tried_at = self.called_at = now
+        self.tried_at = self._before = now
         self.heard_at = now  # calls that began before are the past, and so is their age
         self.patience = FIRST_TRIAL
-        self.latency = None
-        self.level = 0.0
+        self._ended = 0
+        self._latency = None
+        self._surprise = 0.0  # the next call is one, whatever it takes
+        self._level = 0.0
         self.spent = self.peers.rounds
         self._clear()
 
@@ -188,10 +282,36 @@ class Load:
 
     def failed(self, now: float, longest_pause: float) -> None:
         """A call failed."""
+        self.is_troubled = True
         if self._is_doubtful:
             self._is_doubtful = False
             self.pause = min(2.0 * self.pause, longest_pause)
         self.charged_at = now
+
+    def returned(self, began: float, now: float) -> None:
+        """A call was good. Each has to go through this; what it means for the average is seen at the next look."""
+        seconds = now - began
+        if seconds >= self._surprise or self.is_troubled:
+            self.member.call_ended(None, None, seconds, now)
+            return
+        self._ended += 1
+        in_flight = self.in_flight = self.in_flight - 1
+        if not in_flight:
+            self.look_at = self.later
+        if not self._low <= seconds <= self._high:
+            self.look_by(now + FINEST_LOOK)
+        self._seconds += seconds
+        self._crowd += in_flight
+        self._last = now
+        if seconds > self._longest:
+            self._longest = seconds
+        if began > self.heard_at:
+            self.heard_at = began
+        key = self.base * self.price
+        in_flight += self.coming
+        if in_flight > self.usual:
+            key *= (in_flight + self.unit) * self.relief
+        self.keys[self.place] = key
 
     def answered(self, seconds: float, in_flight: int, now: float) -> None:
         """A call has returned after so many seconds, and not because its caller lost patience."""
@@ -231,10 +351,12 @@ class Load:
 
     def weigh(self, in_flight: int, now: float) -> None:
         """Work out the key."""
+        self.take_over()
         if now >= self.tried_at + FIRST_TRIAL and now >= self.next_trial:
-            self.key = TRIED_FIRST + self.tried_at
+            self.keys[self.place] = TRIED_FIRST + self.tried_at
             return
-        latency = self.peers.typical if self.latency is None else self.latency
+        peers = self.peers
+        latency = peers.typical if self._latency is None else self._latency
         if latency < self.quickest:
             latency = self.quickest
         if self.oldest > self.heard_at and now - self.oldest > latency:
@@ -242,28 +364,58 @@ class Load:
         if self.charged_at is not None and latency < FAILURE_COST:
             latency = FAILURE_COST
         unit = self.unit
-        level = self.peers.level * unit
-        if level < self.level:
-            level = self.level
-        latency += FLOOR
-        if in_flight > level:
-            latency *= (in_flight + unit) / (level + unit)
-        self.key = log(latency) + STEP * self.spent
+        usual = self.usual = max(peers.level * unit, self._level)
+        self.relief = 1.0 / (usual + unit)
+        self.base = latency + FLOOR
+        self._low, self._high = latency - NEWS * self.base, latency + NEWS * self.base
+        self._set_price()
+        key = self.base * self.price
+        if in_flight > usual:
+            key *= (in_flight + unit) * self.relief
+        self.keys[self.place] = key
+
+    def overdue_at(self, now: float) -> float:
+        """Return when the oldest call will have been in flight for longer than usual, or noticeably longer than now."""
+        latency = self.latency
+        usual = self.peers.typical if latency is None else latency
+        age = now - self.oldest  # -inf if there is none
+        return now + max(FINEST_LOOK, usual - age, 0.1 * age)
+
+    def begin(self, now: float) -> None:
+        """The only call in flight begins: look again when it is overdue."""
+        self.oldest = now
+        self.look_by(now + self.base)
+
+    def look_by(self, due: float) -> None:
+        if due < self.look_at:
+            self.look_at = due
+            if due < self.peers.look_at:
+                self.peers.look_at = due
 
     def is_behind(self) -> bool:
         """Say whether it stood for less than it may; then that is put right."""
         peers = self.peers
         behind = peers.rounds - peers.lag - self.spent
-        if behind <= 0.0 or self.key < 0.5 * TRIED_FIRST:
+        if behind <= 0.0 or self.key < 0.0:
             return False
         self.spent += behind
-        self.key += STEP * behind
+        before = self.price
+        self._set_price()
+        self.keys[self.place] *= self.price / before
         return True
+
+    def _set_price(self) -> None:
+        self.price = exp(min(max(STEP * (self.spent - self.peers.start), -STEEPEST), STEEPEST))
 
     def chosen(self, in_flight: int, now: float) -> None:
         """A call goes there, where so many are in flight with it."""
-        self.tried_at = now
-        self._is_trial = self.key < 0.5 * TRIED_FIRST
+        self._before, self.tried_at = self.tried_at, now
+        self._is_trial = self.key < 0.0
+        self.charge()
+        self.weigh(in_flight, now)
+
+    def charge(self) -> None:
+        """Count a call."""
         peers = self.peers
         rounds, lag, spent = peers.rounds, peers.lag, self.spent
         if spent < rounds - lag:
@@ -273,28 +425,29 @@ class Load:
                 spent = rounds + lag
             else:  # while some get no calls, the others are ahead of the mean, but not of each other
                 rounds = spent - lag
-        self.spent = spent + 1.0 / self.unit
+        self.spent = spent + self.step
         peers.rounds = rounds + peers.turn
-        self.weigh(in_flight, now)
+        self._set_price()
 
     def called(self, now: float) -> None:
         """There was a connection for that call."""
-        self.tried_at = self.called_at = now
+        self.tried_at = self._before = now
         if self._is_trial:
             self._is_trial = False
+            self.is_troubled = True
             self.trial_at = now - INSTANT
             self.patience = min(2.0 * self.patience, TRIAL)
 
     def not_called(self) -> None:
         """There was none: if it was to be tried, it is to be tried still."""
         self._is_trial = False
-        self.tried_at = self.called_at
+        self.tried_at = self._before
 
     def missed(self, now: float) -> None:
         """The connection for the last call was dead: if that was to try it, it is to be tried by the next."""
         if self.trial_at < inf:
             self.trial_at = inf
-            self.tried_at = self.called_at = now - TRIAL
+            self.tried_at = self._before = now - TRIAL
 
 
 _KEY = attrgetter("key")

@@ -26,7 +26,7 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain, cycle
 from math import inf
 from random import Random
 from typing import Final, Literal
@@ -55,9 +55,10 @@ SETS_REMEMBERED = 100  # of avoided endpoints
 GOOD_CALLS_IN_A_ROW = 20  # after which a failure is no relapse
 LONGEST_PAUSE = 60.0  # seconds a failure costs at most, where nothing is ejected
 LEAST_SHARE = 0.1  # with which slow start begins
-FINEST_LOOK = 0.001  # seconds between two looks at what changes by itself
 LOOKS_PER_RAMP = 30
 DRAWS = 4  # of a large cluster
+MIXED = 32  # of those that change places with others at each survey
+LONGEST_STRETCH = 2000.0  # rounds after which being ahead is counted from a later start
 SURVEY = 1.0  # seconds after which endpoints are compared with each other again
 
 
@@ -105,19 +106,18 @@ class Member:
         self.was_ejected = False  # what a draining member goes back to
         self.until = inf  # next probe if ejected, forced close if draining
         self.failures: dict[events.Kind, int] = {CONNECTS: 0, KEEPALIVES: 0, CALLS: 0}
-        self.tally = Tally()
-        self.has_failed = False  # since they were forgotten
+        self._tally = Tally()
+        self._counted = 0  # good calls that are in it
+        self._proven_at = GOOD_CALLS_IN_A_ROW  # number of good calls from which on a failure is no relapse
         self.last_error: BaseException | None = None
         self.ejections = 0
         self.relapses = 0
         self.is_spared = False  # it would be ejected, were it not for the limit; until its next good call
         self.is_on_trial = False  # readmitted, and not yet proven by good calls in a row: a failure is a relapse
-        self.good_calls = 0  # in a row
         self.failed_probes = 0
         self.is_probing = False
         self.is_cut = False  # calls were in flight when its time to drain was over
-        self.load = Load(members.peers, now, self)
-        self.look_at = -inf  # when the age of its calls, its slow start or a trial may change the key of its load
+        self.load = Load(members.peers, now, self, pool)
         self._slow_until = -inf  # its weight grows until then
 
     @property
@@ -138,40 +138,36 @@ class Member:
         """Whether it is ejected, or should be; also while it drains, as it may be taken back as it is."""
         return self.is_spared or self.state is EJECTED or (self.state is DRAINING and self.was_ejected)
 
+    @property
+    def tally(self) -> Tally:
+        """How its calls ended lately. A good call is counted by the load, and taken over from there when one looks."""
+        self.load.take_over()
+        tally, good = self._tally, self.load.good
+        tally.good += good - self._counted
+        self._counted = good
+        return tally
+
     # What it would cost to use it.
 
     def weigh(self, now: float) -> None:
-        pool = self.pool
-        self.load.weigh(pool.in_use + pool.connecting + pool.waiting, now)
+        load, pool = self.load, self.pool
+        load.in_flight, load.coming = pool.in_use, pool.connecting + pool.waiting
+        load.weigh(load.in_flight + load.coming, now)
 
     def look(self, now: float) -> None:
         """Weigh what changes by itself: the age of calls, slow start, and whether it is to be tried."""
+        self.settle()
         load, pool = self.load, self.pool
         self.weight = self.full_weight * self._share(now)
-        load.unit = max(LEAST_UNIT, self.weight / load.peers.weight)
+        load.measure(max(LEAST_UNIT, self.weight / load.peers.weight))
         # Who has just begun is quick because it has little to do: that is no reason to give it more than its share.
         load.quickest = load.peers.typical if self.is_slow(now) else 0.0
         load.oldest = self._oldest_call() if pool.in_use else inf
         self.weigh(now)
-        self.look_at = min(self._overdue_at(now), load.next_trial if load.next_trial > now else inf)
+        load.later = load.next_trial if load.next_trial > now else inf
         if self.is_slow(now):
-            self.look_at = min(self.look_at, now + self._members.slow_start / LOOKS_PER_RAMP)
-
-    def _overdue_at(self, now: float) -> float:
-        """Return when the oldest call will have been in flight for longer than usual, or noticeably longer than now."""
-        load = self.load
-        usual = load.peers.typical if load.latency is None else load.latency
-        age = now - load.oldest  # -inf if there is none
-        return now + max(FINEST_LOOK, usual - age, 0.1 * age)
-
-    def begin(self, now: float) -> None:
-        """The only call in flight begins: look again when it is overdue."""
-        self.load.oldest = now
-        due = self._overdue_at(now)
-        if due < self.look_at:
-            self.look_at = due
-        if due < self._members.look_at:
-            self._members.look_at = due
+            load.later = min(load.later, now + self._members.slow_start / LOOKS_PER_RAMP)
+        load.look_at = min(load.later, load.overdue_at(now))
 
     def open_one(self, now: float) -> bool:
         """Open a connection, as it was chosen to. False if there is no getting through."""
@@ -205,7 +201,7 @@ class Member:
         self.failures[CONNECTS] = 0
         self.load.not_called()
         if self.pool.in_use == 1 and self.load.oldest == inf:
-            self.begin(now)
+            self.load.begin(now)
         self.weigh(now)
 
     def connect_failed(self, error: BaseException, now: float) -> None:
@@ -226,8 +222,8 @@ class Member:
         in_flight = pool.in_use
         if not in_flight:
             load.oldest = inf
+        self.settle()
         if verdict is ERROR:
-            self.good_calls = 0
             load.failed(now, self._members.longest_pause)
             self._members.failed(self, CALLS, error, now)
         else:
@@ -238,10 +234,8 @@ class Member:
             else:
                 load.answered(seconds, in_flight, now)
         if verdict is None:
-            if load.charged_at is not None:
-                load.succeeded(now - seconds)
-            self._note_good_call()
-        load.weigh(in_flight + pool.connecting + pool.waiting, now)
+            self._note_good_call(now - seconds)
+        self.weigh(now)
 
     def probed(self, error: BaseException | None, now: float) -> None:
         self._members.probed(self, error, now)
@@ -256,21 +250,34 @@ class Member:
         self._members.emptied(self)
 
     def forget_failures(self) -> None:
-        self.has_failed = False
         failures = self.failures
         failures[CONNECTS] = failures[KEEPALIVES] = failures[CALLS] = 0
 
-    def _note_good_call(self) -> None:
-        if self.has_failed:
-            self.forget_failures()
-        self.tally.good += 1
-        if self.is_spared:
-            self._members.spare(self, False)
-        self.good_calls += 1
-        if self.good_calls % GOOD_CALLS_IN_A_ROW == 0:
+    def settle(self) -> None:
+        """Take note of the good calls so far."""
+        self.load.take_over()
+        good = self.load.good
+        while good >= self._proven_at:
+            self._proven_at += GOOD_CALLS_IN_A_ROW
             self.is_on_trial = False
             self.relapses = max(0, self.relapses - 1)
             self.load.proven()
+
+    def unproven(self) -> None:
+        """From now on, it takes so many good calls in a row until a failure is no relapse."""
+        self.settle()
+        self._proven_at = self.load.good + GOOD_CALLS_IN_A_ROW
+
+    def _note_good_call(self, began: float) -> None:
+        load = self.load
+        if load.is_troubled:
+            self.forget_failures()
+            load.succeeded(began)
+            load.is_troubled = load.charged_at is not None or load.trial_at < inf
+        if self.is_spared:
+            self._members.spare(self, False)
+        load.good += 1
+        self.settle()
 
 
 class Members:
@@ -320,9 +327,9 @@ class Members:
         self.peers = Peers()
         self._sample = balancer.sample if isinstance(balancer, PeakEWMA) else sys.maxsize
         self._next_drawn = 0  # who of many is looked at next
+        self._firsts: Iterator[int] = iter(())  # places of the first of the next few of many
         self._surveyed: Sequence[Member] = ()  # who was eligible at the last survey
         self._cumulated: list[float] = []  # their weights
-        self.look_at = -inf  # when a key or a weight may change by itself
         self._survey_at = -inf  # when all are compared with each other again
         self._window = Window(outlier.interval) if outlier else Window()
         self._drain_timeout = drain_timeout
@@ -331,7 +338,8 @@ class Members:
         self.leaving: list[Member] = []  # gone, but for the last connections that are being closed
         self.last_error: BaseException | None = None
         self._eligible: tuple[Member, ...] = ()
-        self._loads: tuple[Load, ...] = ()  # of those, or nothing
+        self._loads: list[Load] = []  # of those, or nothing
+        self._keys: list[float] = []  # theirs
         self._eligible_but: dict[frozenset[Endpoint], tuple[Member, ...]] = {}  # by what is avoided
         queue.members = self
 
@@ -373,17 +381,12 @@ class Members:
 
     def take(self, avoid: Collection[Endpoint], now: float) -> Slot | None:
         """Choose an eligible member with an idle connection and hand that out: one step. None if there is none."""
-        if now >= self.look_at:
+        if not avoid:
+            slot = self.take_idle(now)
+            if slot is not None:
+                return slot
+        elif now >= self.peers.look_at:
             self._look(now)
-        if self._loads and not avoid:  # the usual case in few words
-            load = least(self._loads)
-            pool: Slots = load.member.pool
-            if pool.idle:
-                if not pool.in_use:
-                    load.member.begin(now)
-                load.chosen(pool.in_use + pool.connecting + pool.waiting + 1, now)
-                load.called(now)
-                return pool.take(now)
         eligible = self.eligible(avoid)
         some = self._some(eligible, now)
         candidates = [m for m in some if m.pool.idle] or [m for m in eligible if m.pool.idle]
@@ -394,16 +397,114 @@ class Members:
         else:
             chosen = self._choose(candidates, now)
         if not chosen.pool.in_use:
-            chosen.begin(now)
+            chosen.load.begin(now)
         slot = chosen.pool.take(now)
         chosen.load.called(now)
         chosen.weigh(now)
         return slot
 
+    def take_idle(self, now: float) -> Slot | None:  # noqa: C901 - a call of a function takes as long as all of a branch
+        """Do the same in the usual case, without calling others; None if this is another.
+
+        Each call has to go through this. It says again what ``least``, ``Load.chosen`` and ``Slots.take`` say, but for
+        what is as it was at the last look.
+        """
+        peers = self.peers
+        if now >= peers.look_at:
+            self._look(now)
+        keys = self._keys
+        if not keys:
+            return None
+        # One call changes one key: to find the least of them takes one pass at the speed of C.
+        number = len(keys)
+        if number == 3:  # the usual number; min() takes four times as long
+            a, b, c = keys
+            place = (0 if a <= c else 2) if a <= b else 1 if b <= c else 2
+        elif number <= self._sample:
+            place = keys.index(min(keys))
+        else:
+            place = self._least_of_a_few(now)
+        load = self._loads[place]
+        if load.spent < peers.rounds - peers.lag:
+            load = self._catch_up(load)
+        pool: Slots = load.pool
+        idle = pool.idle
+        if not idle or load.keys[load.place] < 0.0:
+            return None
+        in_flight = load.in_flight
+        if not in_flight:  # as ``Load.begin`` has it
+            overdue = now + load.base
+            if overdue < load.look_at:
+                load.look_at = overdue
+                if overdue < peers.look_at:
+                    peers.look_at = overdue
+        # As ``Load.chosen`` and ``Load.called`` have it.
+        load.tried_at = now
+        if load.spent <= peers.rounds + peers.lag:
+            load.spent += load.step
+            load.price *= load.growth
+            peers.rounds += peers.turn
+        else:
+            load.charge()
+        load.in_flight = in_flight = in_flight + 1
+        key = load.base * load.price
+        in_flight += load.coming
+        if in_flight > load.usual:
+            key *= (in_flight + load.unit) * load.relief
+        keys[load.place] = key
+        # As ``Slots.take`` has it.
+        slot = idle.pop() if pool.lifo else idle.popleft()
+        slot.state = IN_USE
+        slot.since = now
+        pool.lent += 1
+        return slot
+
+    def _catch_up(self, load: Load) -> Load:
+        """Put right what stands for less than it may, and choose again. Of many, only who would be chosen."""
+        if self._is_large:
+            load.is_behind()
+            return load
+        return least(self._loads)
+
     def _see_loads(self) -> None:
-        """Have the loads at hand, where it is only a matter of them who is chosen."""
-        is_plain = type(self._balancer) is PeakEWMA and not self._grows and len(self._eligible) <= self._sample
-        self._loads = tuple(member.load for member in self._eligible) if is_plain else ()
+        """Have the keys at hand, where it is only a matter of them who is chosen."""
+        for number, load in enumerate(self._loads):
+            load.keys, load.place = [self._keys[number]], 0
+        self._loads = []
+        if type(self._balancer) is PeakEWMA and (not self._is_large or self._has_one_weight):
+            self._loads = [member.load for member in self._eligible]
+        if self._is_large:
+            self._rng.shuffle(self._loads)
+            ends = len(self._loads) - DRAWS + 1
+            self._firsts = cycle(chain.from_iterable(range(shift, ends, DRAWS) for shift in range(DRAWS)))
+        self._keys = [load.key for load in self._loads]
+        for number, load in enumerate(self._loads):
+            load.keys, load.place = self._keys, number
+
+    @property
+    def _is_large(self) -> bool:
+        """Whether there are too many to look at them all."""
+        return len(self._eligible) > self._sample
+
+    @property
+    def _has_one_weight(self) -> bool:
+        return len({member.full_weight for member in self._eligible}) <= 1
+
+    def _least_of_a_few(self, now: float) -> int:
+        """Return where the least key is of the next few of many, that stand in no order; and look at whose turn it is.
+
+        They are other neighbours the next time round.
+        """
+        keys, loads = self._keys, self._loads
+        first = next(self._firsts)
+        a, b, c, d = keys[first : first + DRAWS]
+        place, other = first if a <= b else first + 1, first + 2 if c <= d else first + 3
+        if keys[other] < keys[place]:
+            place = other
+        if now >= loads[place].look_at or now >= loads[~first].look_at:
+            self._look_at([load.member for load in (loads[~first], *loads[first : first + DRAWS])], now)
+            place = keys.index(min(keys[first : first + DRAWS]), first)
+        return place
 
     def _choose_or_grow(self, some: Sequence[Member], candidates: Sequence[Member], now: float) -> Member:
         """Choose; if one that has none idle is preferred, have it open one, and choose among the others."""
@@ -421,7 +522,7 @@ class Members:
             self._next_drawn = (self._next_drawn + 1) % len(eligible)
             some = [eligible[i] for i in {self._next_drawn, *self._draw(eligible)}]
         if some is not self._eligible:
-            due = [member for member in some if now >= member.look_at]
+            due = [member for member in some if now >= member.load.look_at]
             if due:
                 self._look_at(due, now)
         return some
@@ -436,7 +537,7 @@ class Members:
 
     def survey_soon(self) -> None:
         """What endpoints are compared by has changed."""
-        self.look_at = self._survey_at = -inf
+        self.peers.look_at = self._survey_at = -inf
 
     @transition
     def _look(self, now: float) -> None:
@@ -447,16 +548,16 @@ class Members:
         eligible = self._eligible
         if not eligible:
             return
-        if now >= self._survey_at:
+        if now >= self._survey_at or self.peers.rounds > self.peers.start + LONGEST_STRETCH:
             self._survey(eligible, now)
-        self.look_at = self._survey_at
-        if len(eligible) > self._sample:
-            return
-        for member in eligible:
-            if now >= member.look_at:
-                member.look(now)
-            if member.look_at < self.look_at:
-                self.look_at = member.look_at
+        look_at = self._survey_at
+        if not self._is_large:
+            for member in eligible:
+                if now >= member.load.look_at:
+                    member.look(now)
+                if member.load.look_at < look_at:
+                    look_at = member.load.look_at
+        self.peers.look_at = look_at
 
     @transition
     def _look_at(self, members: Iterable[Member], now: float) -> None:
@@ -465,13 +566,34 @@ class Members:
 
     def _survey(self, eligible: Sequence[Member], now: float) -> None:
         """Compare those who are eligible: what the others weigh, or how many they are, is nothing to them."""
+        peers = self.peers
+        is_stretched = peers.rounds > peers.start + LONGEST_STRETCH
+        if self._is_large and self._survey_at > -inf and not is_stretched and self._loads:
+            peers.compare(self._loads[: self._sample])  # of many, some are as good as all
+            self._mix()
+            self._survey_at = now + SURVEY
+            return
         weights = [member.full_weight for member in eligible]
         is_even = min(weights) == max(weights) and not any(member.is_slow(now) for member in eligible)
-        self.peers.measure([member.load for member in eligible], weights, is_even=is_even)
+        peers.measure([member.load for member in eligible], weights, is_even=is_even)
         self._surveyed, self._cumulated = eligible, list(accumulate(weights))
         self._survey_at = now + SURVEY
         for member in self._members.values():
-            member.look_at = -inf
+            member.load.look_at = -inf
+        if is_stretched or not self._is_large:
+            peers.start = peers.rounds
+        if is_stretched:
+            for member in eligible:
+                member.look(now)
+
+    def _mix(self) -> None:
+        """Have some of many stand elsewhere."""
+        keys, loads = self._keys, self._loads
+        for one in range(MIXED):
+            other = int(self._rng.random() * len(loads))
+            keys[one], keys[other] = keys[other], keys[one]
+            loads[one], loads[other] = loads[other], loads[one]
+            loads[one].place, loads[other].place = one, other
 
     def _choose(self, candidates: Sequence[Member], now: float) -> Member:
         """Ask the balancer, which may be the user's and is asked inside transitions: they must not break with it."""
@@ -618,7 +740,7 @@ class Members:
         member.load.spent += self._rng.random() / member.weight
         if self._has_served:
             member.start_slowly(now)
-        pool.observer = member
+        pool.observer, pool.tell_returned = member, member.load.returned
         self._grows = pool.min_size < pool.size
         self._members[_key(endpoint)] = member
         self._window.restart()
@@ -685,8 +807,9 @@ class Members:
         readmitted. That one is on trial, and may soon be the worse of the two.
         """
         member.failures[kind] += 1
-        member.has_failed = True
+        member.load.is_troubled = True
         if kind is CALLS:
+            member.unproven()
             self._window.turn((other.tally for other in self._members.values()), now)
             member.tally.failed += 1
         # A call's error is still on its way through the caller's frames, and would keep all they hold alive.
@@ -782,7 +905,7 @@ class Members:
 
     def _readmit(self, member: Member, now: float) -> None:
         member.is_on_trial = True
-        member.good_calls = 0
+        member.unproven()
         member.forget_failures()
         member.start_slowly(now)
         self.queue.news.append(events.EndpointReadmitted(self.name, member.endpoint))
@@ -810,7 +933,6 @@ class Members:
         """Have so many connections to each endpoint."""
         self.queue.keeps_some = min_size > 0
         self._grows = min_size < size
-        self._see_loads()
         for member in self._members.values():
             member.pool.resize(size, min_size, now)
         self.queue.planned(now)

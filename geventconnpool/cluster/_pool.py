@@ -22,6 +22,7 @@ from gevent import getcurrent
 from geventconnpool import _check, events
 from geventconnpool._check import show
 from geventconnpool._engine import Engine, forget_locals
+from geventconnpool._lease import ClusterLease
 from geventconnpool._lender import Lender, PoolLender, nothing_yet
 from geventconnpool._queue import CAUSES, Gate, Slot, Waiter
 from geventconnpool._retry import places_to_avoid
@@ -295,6 +296,8 @@ class ClusterLender(Lender):
     def __init__(self, options: Options, plan: Plan, pool: Any) -> None:
         super().__init__(options, options.name, weakref.ref(pool))
         self._plan = plan
+        if not options.asks_reusable:
+            self.lease = ClusterLease
         self._balancer: Balancer | None = _make_balancer(plan.balancer)  # bad input is refused at once
         self.begin_here()
 

@@ -230,7 +230,6 @@ class Client:
         now = self.world.now
         seconds, is_good = self.servers[slot.endpoint].call(now)
         call.place = slot.endpoint.name
-        slot.pool.gets += 1
         if seconds > self._give_up:
             self.world.at(now + self._give_up, self._end, slot, call, done, INTERRUPTED)
         else:
