@@ -39,6 +39,7 @@ from tests.benchmarks.contestants import (
 )
 from tests.benchmarks.plots import PLOTS
 from tests.benchmarks.scenarios import WEIGHTS, Figures
+from tests.benchmarks.telling import Bound, around, table, verdict
 
 SEEDS, MANY_SEEDS = 5, 20
 FOLDER = Path(__file__).parents[2] / "docs" / "plots"
@@ -66,19 +67,10 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Target:
+class Target(Bound):
     setup: str
     text: str
     value: Callable[[Rows], float]
-    least: float | None = None
-    most: float | None = None
-
-    @property
-    def bound(self) -> str:
-        return f">= {self.least:g}" if self.least is not None else f"<= {self.most:g}"
-
-    def is_met(self, value: float) -> bool:
-        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
 
 
 # -- the set-ups -------------------------------------------------------------------------------------------------------
@@ -253,23 +245,8 @@ TARGETS = (
 # -- telling -----------------------------------------------------------------------------------------------------------
 
 
-def number(value: float) -> str:
-    digits = 0 if value >= 1000 else 1 if value >= 200 else 2 if value >= 10 else 3
-    return f"{value:.{digits}f}"
-
-
 def cell(values: Sequence[float]) -> str:
-    middle, low, high = number(mean(values)), number(min(values)), number(max(values))
-    return middle if low == high else f"{middle} ({low}..{high})"
-
-
-def table(lines: Sequence[Sequence[str]]) -> str:
-    """Return lines of cells, the first to the left and the others to the right, in columns."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    )
+    return around(mean(values), values)
 
 
 def tell(setup: Setup, rows: Rows) -> str:
@@ -290,12 +267,6 @@ def judge(results: dict[str, Rows]) -> list[dict[str, Any]]:
             value = target.value(results[target.setup])
             judged.append({"target": target.text, "asked": target.bound, "found": value, "met": target.is_met(value)})
     return judged
-
-
-def verdict(judged: Iterable[dict[str, Any]]) -> str:
-    lines = [["target", "asked", "ours", ""]]
-    lines += [[j["target"], j["asked"], number(j["found"]), "met" if j["met"] else "MISSED"] for j in judged]
-    return table(lines)
 
 
 def main(arguments: Sequence[str]) -> int:

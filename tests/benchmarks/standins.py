@@ -1,0 +1,122 @@
+"""What the speed benchmark compares with and builds upon: the floor, the recipe of the textbooks, and our pools."""
+
+from __future__ import annotations
+
+import resource
+import socket
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from gevent.lock import BoundedSemaphore
+
+from geventconnpool import ClusterPool, ConnectionPool, Endpoint
+
+KEEPALIVE = 5.0
+
+
+class Wire:
+    """One end of a pair of sockets, the cheapest real connection: it has a descriptor to be looked at, and is silent."""
+
+    def __init__(self) -> None:
+        self._ours, self._theirs = socket.socketpair()
+
+    def fileno(self) -> int:
+        return self._ours.fileno()
+
+    def close(self) -> None:
+        self._ours.close()
+        self._theirs.close()
+
+
+class Token:
+    """A connection that is none, where ten thousand are too many for the system."""
+
+    __slots__ = ("__weakref__",)
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+class Floor:
+    """The least that can hand out anything in a ``with`` block: nobody waits, nothing is counted or checked."""
+
+    def __init__(self, size: int) -> None:
+        self._free = deque(Wire() for _ in range(size))
+
+    def __enter__(self) -> Wire:
+        self._lent = self._free.popleft()
+        return self._lent
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self._free.append(self._lent)
+
+
+class Recipe:
+    """The recipe of textbooks, and this package in 2013: a generator, a semaphore and a deque.
+
+    Nothing is checked, nobody is told how it went, and who comes back first is served first.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._free = deque(Wire() for _ in range(size))
+        self._lock = BoundedSemaphore(size)
+
+    @contextmanager
+    def get(self) -> Iterator[Wire]:
+        self._lock.acquire()
+        c = self._free.popleft()
+        try:
+            yield c
+        except OSError:
+            self._put_back(Wire())
+            raise
+        except BaseException:
+            self._put_back(c)
+            raise
+        else:
+            self._put_back(c)
+
+    def _put_back(self, c: Wire) -> None:
+        self._free.append(c)
+        self._lock.release()
+
+
+class Pool(ConnectionPool[Any]):
+    def _new_connection(self) -> Any:
+        return Wire()
+
+    def _keepalive(self, c: Any) -> None:
+        """Nothing is sent."""
+
+
+class Cluster(ClusterPool[Any]):
+    def _new_connection(self, endpoint: Endpoint) -> Any:
+        return Wire()
+
+    def _keepalive(self, c: Any) -> None:
+        """Nothing is sent."""
+
+
+class TokenPool(Pool):
+    def _new_connection(self) -> Any:
+        return Token()
+
+
+class TokenCluster(Cluster):
+    def _new_connection(self, endpoint: Endpoint) -> Any:
+        return Token()
+
+
+def places(number: int) -> list[tuple[str, int]]:
+    """Return so many addresses that nobody connects to."""
+    return [(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", 6379) for n in range(1, number + 1)]
+
+
+def allow_descriptors(number: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < number:
+        wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
