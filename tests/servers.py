@@ -356,6 +356,53 @@ class Redis(_Server):
         return False
 
 
+class HAProxy(_Server):
+    """``haproxy`` before some Redis servers: one address for all of them, checked with PING every ``check`` seconds.
+
+    Two checks that fail, or one after ten connections that were refused, mark a server as down, and that ends what
+    leads there.
+    """
+
+    program = "haproxy"
+
+    def __init__(self, servers: Iterable[Redis], check: float = 1.0) -> None:
+        super().__init__()
+        self._servers = [server.address for server in servers]
+        self._check = check
+
+    def _command(self) -> list[str]:
+        program = find("haproxy")
+        assert program is not None, "haproxy is not installed"
+        lines = [f"    server redis{n} {host}:{port}" for n, (host, port) in enumerate(self._servers, 1)]
+        text = _HAPROXY_CFG.format(port=self.port, check=round(1000 * self._check), servers="\n".join(lines))
+        (self.directory / "haproxy.cfg").write_text(text)
+        return [program, "-db", "-f", "haproxy.cfg"]
+
+    def _is_answering(self) -> bool:
+        return Redis._is_answering(self)  # type: ignore[arg-type]  # PONG from one of them
+
+
+# One thread, as Redis has. It tries another server at once where a connect fails.
+_HAPROXY_CFG = """\
+global
+    maxconn 1000
+    nbthread 1
+defaults
+    mode tcp
+    timeout connect 500ms
+    timeout client 60s
+    timeout server 60s
+    retries 3
+    option redispatch 1
+listen redis
+    bind 127.0.0.1:{port}
+    balance leastconn
+    option redis-check
+    timeout check 500ms
+    default-server check inter {check}ms fall 2 rise 2 observe layer4 error-limit 10 on-error mark-down on-marked-down shutdown-sessions
+{servers}
+"""
+
 _NAMED_CONF = """\
 options {{
     directory "{directory}";
