@@ -399,7 +399,8 @@ listen redis
     balance leastconn
     option redis-check
     timeout check 500ms
-    default-server check inter {check}ms fall 2 rise 2 observe layer4 error-limit 10 on-error mark-down on-marked-down shutdown-sessions
+    default-server check inter {check}ms fall 2 rise 2 observe layer4
+    default-server error-limit 10 on-error mark-down on-marked-down shutdown-sessions
 {servers}
 """
 

@@ -14,11 +14,14 @@ from typing import Any
 
 import gevent
 
-from tests.benchmarks.rounds import AT_LEAST, QUICK_ROUNDS, Figures, alternate, compare
+from tests.benchmarks.rounds import AT_LEAST, QUICK_ROUNDS, Figures, Rows, alternate, compare
 from tests.benchmarks.standins import KEEPALIVE, Cluster, Pool, Recipe, places
 
 GREENLETS, SIZE = 1000, 20
-CALLS = {True: 30, False: 100}  # of each, with a switch in the block and without: to start a greenlet costs a call or so
+CALLS = {
+    True: 30,
+    False: 100,
+}  # of each, with a switch in the block and without: to start a greenlet costs a call or so
 RECIPE, SINGLE, CLUSTER = "textbook recipe (2013)", "ours", "ours, cluster of 4, 5 connections each"
 SWITCH, NONE = ", a switch in the block", ", none"
 FAIRNESS, RELATIVE = "fairness", "of the recipe"
@@ -52,7 +55,7 @@ def measure(is_quick: bool) -> dict[str, Any]:
         single.wait(timeout=30)
         cluster.wait(timeout=30)
         pools = {RECIPE: Recipe(SIZE), SINGLE: single, CLUSTER: cluster}
-        rows = {}
+        rows: Rows = {}
         for text, has_switch in ((SWITCH, True), (NONE, False)):
             contestants: dict[str, Callable[[], Figures]] = {
                 name + text: partial(run, pool, has_switch, greenlets) for name, pool in pools.items()

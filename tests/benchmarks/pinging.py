@@ -1,4 +1,4 @@
-"""PING to real redis-servers on loopback, through gevent's sockets and each kind of pool: what is under test end to end."""
+"""PING to real redis-servers on loopback, over gevent's sockets, through each kind of pool."""
 
 from __future__ import annotations
 

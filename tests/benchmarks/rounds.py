@@ -43,7 +43,8 @@ def microseconds(loop: Loop, number: int) -> float:
 
 def fitting(loop: Loop, seconds: float) -> int:
     """Return how many turns of ``loop`` take about so many seconds of processor time."""
-    number = 1
+    loop(100)  # the first call may be a dear one
+    number = 10
     while (taken := microseconds(loop, number) * number / 1e6) < seconds / 10:
         number *= 4
     return max(1, round(number * seconds / taken))
@@ -51,15 +52,17 @@ def fitting(loop: Loop, seconds: float) -> int:
 
 def timed(loops: Mapping[str, Loop], rounds: int, seconds: float, figure: str = "us") -> Rows:
     """Return the microseconds that a turn of each loop takes, in rounds of so many seconds for each."""
-    numbers = {name: fitting(loop, seconds) for name, loop in loops.items()}
+    contestants = {name: _contestant(loop, fitting(loop, seconds), figure) for name, loop in loops.items()}
     gc.collect()
     gc.freeze()  # garbage is collected as ever, but nobody pays for what all of them have made before
     try:
-        return alternate(
-            {name: lambda name=name: {figure: microseconds(loops[name], numbers[name])} for name in loops}, rounds
-        )
+        return alternate(contestants, rounds)
     finally:
         gc.unfreeze()
+
+
+def _contestant(loop: Loop, number: int, figure: str) -> Callable[[], Figures]:
+    return lambda: {figure: microseconds(loop, number)}
 
 
 def compare(rows: Rows, base: str, figure: str, name: str) -> None:

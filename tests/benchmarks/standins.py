@@ -18,7 +18,7 @@ KEEPALIVE = 5.0
 
 
 class Wire:
-    """One end of a pair of sockets, the cheapest real connection: it has a descriptor to be looked at, and is silent."""
+    """One end of a pair of sockets, the cheapest real connection: silent, with a descriptor to be looked at."""
 
     def __init__(self) -> None:
         self._ours, self._theirs = socket.socketpair()
@@ -34,10 +34,7 @@ class Wire:
 class Token:
     """A connection that is none, where ten thousand are too many for the system."""
 
-    __slots__ = ("__weakref__",)
-
-    def close(self) -> None:
-        """There is nothing to close."""
+    __slots__ = ()
 
 
 class Floor:
@@ -100,14 +97,25 @@ class Cluster(ClusterPool[Any]):
         """Nothing is sent."""
 
 
-class TokenPool(Pool):
-    def _new_connection(self) -> Any:
+class Counting:
+    """Hooks of a pool of tokens, who count."""
+
+    opened = closed_ones = 0
+
+    def _new_connection(self, *_endpoint: Endpoint) -> Any:
+        self.opened += 1
         return Token()
 
+    def _close_connection(self, c: Any) -> None:
+        self.closed_ones += 1
 
-class TokenCluster(Cluster):
-    def _new_connection(self, endpoint: Endpoint) -> Any:
-        return Token()
+
+class TokenPool(Counting, Pool):
+    pass
+
+
+class TokenCluster(Counting, Cluster):
+    pass
 
 
 def places(number: int) -> list[tuple[str, int]]:

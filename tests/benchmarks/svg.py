@@ -60,11 +60,7 @@ class Band:
 def chart(title: str, x: Axis, y: Axis, lines: Sequence[Line], band: Band | None = None) -> str:
     """Return a whole SVG file."""
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" width="{WIDTH}">',
-        f"<title>{escape(title)}</title>",
-        f"<style>{_style(LIGHT, '#1f1f1f', '#ffffff', '#dadce0')}",
-        f"@media (prefers-color-scheme: dark) {{{_style(DARK, '#e8eaed', '#17181a', '#44474c')}}}</style>",
-        f'<rect class="page" width="{WIDTH}" height="{HEIGHT}" rx="6"/>',
+        *_head(title, HEIGHT),
         _text(16, 24, title, kind="title"),
         *_legend(lines),
         *(_band(x, band) if band else ()),
@@ -76,12 +72,66 @@ def chart(title: str, x: Axis, y: Axis, lines: Sequence[Line], band: Band | None
     return "\n".join(parts) + "\n"
 
 
+@dataclass(frozen=True)
+class Bar:
+    """How much something is, and between what it varied."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    is_ours: bool = False
+
+
+ROW, NAMES, BAR_TOP = 22, 250, 44  # height of a bar with its gap; room for names; where the first begins
+
+
+def bars(title: str, axis: Axis, values: Sequence[Bar]) -> str:
+    """Return a whole SVG file of horizontal bars, ours in the first colour and the others in the last."""
+    height = BAR_TOP + ROW * len(values) + BOTTOM
+    bottom = height - BOTTOM
+    parts = [*_head(title, height), _text(16, 24, title, kind="title")]
+    for tick in axis.ticks:
+        x = _along(axis, tick)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{BAR_TOP}" y2="{bottom}"/>')
+        parts.append(_text(x, bottom + 18, f"{tick:g}", anchor="middle"))
+    for number, bar in enumerate(values):
+        parts += _bar(axis, BAR_TOP + ROW * number, bar)
+    parts += [_text((NAMES + WIDTH - RIGHT) / 2, height - 12, axis.label, anchor="middle"), "</svg>"]
+    return "\n".join(parts) + "\n"
+
+
+def _along(axis: Axis, value: float) -> float:
+    return NAMES + axis.part(value) * (WIDTH - NAMES - RIGHT)
+
+
+def _bar(axis: Axis, top: float, bar: Bar) -> list[str]:
+    end, low, high = (_along(axis, value) for value in (bar.value, bar.low, bar.high))
+    middle, kind = top + ROW / 2, "ours" if bar.is_ours else "other"
+    return [
+        _text(NAMES - 8, middle + 4, bar.name, anchor="end"),
+        f'<rect class="{kind}" x="{NAMES}" y="{top + 4:.1f}" width="{end - NAMES:.1f}" height="{ROW - 8}"/>',
+        f'<line class="spread" x1="{low:.1f}" x2="{high:.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>',
+    ]
+
+
+def _head(title: str, height: float) -> list[str]:
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" width="{WIDTH}">',
+        f"<title>{escape(title)}</title>",
+        f"<style>{_style(LIGHT, '#1f1f1f', '#ffffff', '#dadce0')}",
+        f"@media (prefers-color-scheme: dark) {{{_style(DARK, '#e8eaed', '#17181a', '#44474c')}}}</style>",
+        f'<rect class="page" width="{WIDTH}" height="{height}" rx="6"/>',
+    ]
+
+
 def _style(colours: Sequence[str], ink: str, page: str, grid: str) -> str:
     series = [
         f".s{n} {{ stroke: {colour}; stroke-dasharray: {DASHES[n]}; fill: none; stroke-width: {2 if n else 3}; }}"
         for n, colour in enumerate(colours)
     ]
-    return STYLE.format(ink=ink, page=page, grid=grid) + "\n".join(series) + "\n"
+    fills = f".ours {{ fill: {colours[0]}; }} .other {{ fill: {colours[-1]}; }} .spread {{ stroke: {ink}; }}\n"
+    return STYLE.format(ink=ink, page=page, grid=grid) + "\n".join(series) + "\n" + fills
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", kind: str = "label", more: str = "") -> str:
