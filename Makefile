@@ -6,19 +6,22 @@
 PYTHON = python3
 VENV = .venv
 BIN = $(VENV)/bin
+BENCH = .venv-bench
+PEERS = tests/benchmarks/peers.txt
 SECONDS = 600
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test coverage soak bench-balance clean venv package
+.PHONY: help demo test coverage soak bench bench-balance clean venv package
 
 help:
 	@echo "make demo      three servers, one service name, everything goes wrong: watch what callers see"
 	@echo "make test      linters, types and all tests"
 	@echo "make coverage  are all branches tested? (what is left out is explained in pyproject.toml)"
 	@echo "make soak      ten minutes of trouble (SECONDS=600), with an eye on memory and descriptors"
+	@echo "make bench     how fast it is, beside the pools of others and against the targets (five minutes)"
 	@echo "make bench-balance  who gets the calls: ours beside the balancers of others, against the targets (three minutes)"
-	@echo "make clean     remove what these two have made"
+	@echo "make clean     remove what these have made"
 
 venv:
 	@$(BIN)/python -c "" 2>/dev/null || $(PYTHON) -m venv --clear --without-pip $(VENV)
@@ -52,9 +55,19 @@ coverage: venv
 soak: package
 	$(BIN)/python -m tests.soak $(SECONDS)
 
+# The pools of others are in an environment of their own: nothing here depends on them.
+bench:
+	@$(BENCH)/bin/python -c "" 2>/dev/null || $(PYTHON) -m venv --clear --without-pip $(BENCH)
+	@cat pyproject.toml $(PEERS) | cmp -s - $(BENCH)/installed || { \
+	    echo "installing the pools of others into $(BENCH)"; \
+	    $(PYTHON) -m pip --python $(BENCH)/bin/python install --quiet --editable . --requirement $(PEERS) && \
+	    cat pyproject.toml $(PEERS) >$(BENCH)/installed; }
+	@sh tests/install_servers.sh redis-server haproxy
+	$(BENCH)/bin/python -m tests.benchmarks.speed --write
+
 bench-balance: package
 	$(BIN)/python -m tests.benchmarks.balance
 
 clean:
-	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(BENCH) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find geventconnpool tests docs -name __pycache__ -prune -exec rm -rf {} +

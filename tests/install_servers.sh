@@ -2,16 +2,21 @@
 # Installs the servers that the tests talk to, where they are missing and where this is allowed (Debian or Ubuntu, as root or with a sudo
 # that asks nothing). Starts none of them and leaves none running: the tests run copies of their own. Always ends well: what stays missing
 # is named here, and pytest skips just the tests that need it (or fails them, if CI=true).
+#
+# Usage: install_servers.sh [PACKAGE...], by default what the tests need.
 set -u
 
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 POLICY=/usr/sbin/policy-rc.d
 
+[ $# -gt 0 ] || set -- bind9 bind9-dnsutils unbound redis-server
+wanted=$*
+
 missing_packages() {
-    command -v named >/dev/null || echo bind9
-    command -v nsupdate >/dev/null || echo bind9-dnsutils
-    command -v unbound >/dev/null || echo unbound
-    command -v redis-server >/dev/null || echo redis-server
+    for package in $wanted; do
+        case $package in bind9) program=named ;; bind9-dnsutils) program=nsupdate ;; *) program=$package ;; esac
+        command -v "$program" >/dev/null || echo "$package"
+    done
 }
 
 as_root() {
@@ -42,7 +47,7 @@ allow_starts() {
 # Where a file of the machine's own let them start. None of these ran before: they were not there.
 stop_installed() {
     for package in $1; do
-        case $package in bind9) service=named ;; unbound | redis-server) service=$package ;; *) continue ;; esac
+        case $package in bind9) service=named ;; unbound | redis-server | haproxy) service=$package ;; *) continue ;; esac
         ! command -v systemctl >/dev/null || as_root systemctl --quiet disable "$service" >/dev/null 2>&1
         ! as_root service "$service" status >/dev/null 2>&1 || as_root service "$service" stop >/dev/null 2>&1
     done
@@ -54,7 +59,7 @@ install() {
     trap allow_starts EXIT
     trap 'exit 130' INT TERM HUP
     forbid_starts
-    echo "installing for the tests:" $1
+    echo "installing:" $1
     { apt update; apt install --yes --no-install-recommends $1; } >"$log" 2>&1 </dev/null || tail -n 5 "$log"
     stop_installed "$1"
     rm -f "$log"
@@ -63,6 +68,6 @@ install() {
 packages=$(missing_packages)
 [ -z "$packages" ] || ! may_install || install "$packages"
 for package in $(missing_packages); do
-    echo "missing: Debian package $package; what needs it is not tested"
+    echo "missing: Debian package $package; what needs it is left out"
 done
 exit 0

@@ -1,7 +1,7 @@
 """Failover: one of three redis-servers is killed, stopped, or restarted under load; what callers see of it.
 
 Thirty greenlets call PING, 20 ms apart, with a read timeout of half a second and ``@retry``. Ours keeps connections
-alive every second, HAProxy checks with PING as often, and both have ten connections to each server.
+alive every second, HAProxy checks with PING as often, and both have twenty connections to each server.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.benchmarks.pinging import CLUSTER, HAPROXY, caller, missing, open_poo
 from tests.benchmarks.rounds import AT_LEAST, Figures, Rows, alternate
 from tests.servers import Redis
 
-SIZE, KEEPALIVE = 10, 1.0
+SIZE, KEEPALIVE = 20, 1.0  # connections to each server: two of them have enough for all callers
 GREENLETS, PAUSE, RETRIES = 30, 0.02, 3
 BEFORE, QUIET, LONGEST = 0.5, 1.6, 5.0  # seconds before the fault; without a failure after it, and at most
 DOWN = 0.5  # seconds until a server that is restarted is there again

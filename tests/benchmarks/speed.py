@@ -209,7 +209,7 @@ def write(folder: Path, groups: dict[str, Any]) -> None:
     judged = judge(groups)
     path.write_text(json.dumps(_rounded({"setup": setup(), "groups": groups, "targets": judged}), indent=1) + "\n")
     _write_table(folder / "speed-targets.csv", verdict_lines(judged))
-    _write_table(folder / "speed-setup.csv", [["", ""], *map(list, setup().items())])
+    _write_table(folder / "speed-setup.csv", map(list, setup().items()))
     for name, result in groups.items():
         _write_table(folder / f"speed-{name}.csv", lines_of(result["rows"]))
         if result["rows"]:
