@@ -12,12 +12,11 @@ from typing import Any
 import gevent
 
 from tests.benchmarks.pinging import CLUSTER, DIRECT, HAPROXY, NAIVE, Call, caller, missing, open_pool, start_redis
-from tests.benchmarks.rounds import QUICK_ROUNDS, Figures, alternate
+from tests.benchmarks.rounds import QUICK_ROUNDS, ROUNDS, Figures, alternate
 from tests.benchmarks.simulator import quantile
 
 SIZE, KEEPALIVE = 10, 5.0
-SECONDS = {1: 0.3, 30: 0.4}  # of each round, by greenlets
-ROUNDS = 9
+SECONDS = {1: 0.2, 30: 0.3}  # of each round, by greenlets
 ALONE, MANY = ", 1 greenlet", ", 30 greenlets"
 TEXTS = {1: ALONE, 30: MANY}
 CALLS, P50, P99, CPU = "calls/s", "p50 us", "p99 us", "CPU us per call"
