@@ -67,8 +67,8 @@ def end(pool: Any) -> None:
     pool.close(0)
     with gevent.Timeout(60):
         while pool.closed_ones < pool.opened:
-            gevent.sleep(0.02)
-    gevent.sleep(0.05)
+            gevent.sleep(0.002)
+    gevent.sleep(0.01)
     gc.collect()
 
 
