@@ -166,8 +166,12 @@ def _band(x: Axis, band: Band) -> list[str]:
 def _x_axis(x: Axis) -> list[str]:
     bottom = HEIGHT - BOTTOM
     parts = [f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>']
-    parts += [_text(_across(x, tick), bottom + 18, f"{tick:g}", anchor="middle") for tick in x.ticks]
+    parts += [_text(_across(x, tick), bottom + 18, _short(tick), anchor="middle") for tick in x.ticks]
     return [*parts, _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, x.label, anchor="middle")]
+
+
+def _short(tick: float) -> str:
+    return f"{tick / 1000:g}k" if tick >= 10_000 else f"{tick:g}"
 
 
 def _y_axis(y: Axis) -> list[str]:
