@@ -7,7 +7,8 @@ on the parent's socket.
 Three things see to that. ``stamp[0]`` is another number in a child, however it was forked: it is in a page that the
 kernel wipes (``MADV_WIPEONFORK``, Linux 4.14), and where there is none it is the process id. Everything of ours
 compares it with the number it began with, before it acts. What was inherited is buried: kept, untouched, until the
-process ends, and then not finalized either.
+process ends, and then not finalized either. It is held from before the fork on: a forgotten pool whose cycle nobody has
+collected yet would be finalized, connections and all, if the collector came in a hook of somebody else, before ours.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from threading import get_ident
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -113,6 +115,7 @@ stamp: Stamp = ProcessId() if _rest is None else make_number()
 _generation = 0  # of processes, counted along one line of descent
 _living: WeakSet[Any] = WeakSet()
 _graveyard: list[Any] = []
+_held: dict[int, Any] = {}  # by the native thread that is forking just now
 
 
 def current() -> int:
@@ -146,10 +149,23 @@ def after_in_child(call: Callable[[], None]) -> None:
         _register(after_in_child=call)
 
 
+# These run in fork(), before it and before whatever parent and child do: no lock, no log, no switch.
+
+
+def _hold_all() -> None:
+    _held[get_ident()] = [heir.property() for heir in list(_living)]
+
+
+def _let_go() -> None:
+    _held.pop(get_ident(), None)
+
+
 def _bury_all() -> None:
-    # Runs between fork() and whatever the child does: no lock, no log, no switch.
     for heir in list(_living):
         bury(heir)
+    for held in _held.values():
+        keep(held)
+    _held.clear()
 
 
 def _leave_unfinalized() -> None:
@@ -166,5 +182,5 @@ def _leave_unfinalized() -> None:
 current()
 _register: Callable[..., None] | None = getattr(os, "register_at_fork", None)
 if _register is not None:
-    _register(after_in_child=_bury_all)
+    _register(before=_hold_all, after_in_parent=_let_go, after_in_child=_bury_all)
 atexit.register(_leave_unfinalized)

@@ -46,6 +46,9 @@ if HOW.endswith("-pid"):
 
     mmap.mmap = Unwiped  # type: ignore[misc]  # before the package is imported
 
+collects_early: list[bool] = []  # anything: the collector comes in a child before the package is told of the fork
+os.register_at_fork(after_in_child=lambda: collects_early and gc.collect())
+
 import gevent
 import gevent.os
 import gevent.select
@@ -406,6 +409,24 @@ def drops_a_cycle() -> Any:
         run_hub()
 
     return [in_child(job), works(box[0].pool)]
+
+
+def has_dropped_a_cycle() -> Any:
+    """The parent has dropped a pool that waits for the collector, and that comes in the child as early as it can."""
+
+    def drop() -> None:
+        pool = ready(make(keepalive=60))
+        pool.itself = pool
+
+    gc.collect()
+    gc.disable()
+    drop()
+    run_hub(0.01)  # so that nothing else holds it
+    collects_early.append(True)
+    told = in_child(run_hub)
+    collects_early.clear()
+    gc.enable()
+    return [told, [hook for _, hook in calls_while(gc.collect)]]
 
 
 def drops_what_is_lent() -> Any:

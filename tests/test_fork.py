@@ -34,7 +34,7 @@ REST = [
 ]
 KNOWN_TO_PYTHON = [
     *("drops_a_cycle", "drops_in_a_thread", "forks_in_a_hook", "goes_on_in_a_hook", "forks_in_a_handler"),
-    *("runs_processes", "forks_in_a_thread"),
+    *("runs_processes", "forks_in_a_thread", "has_dropped_a_cycle"),
 ]
 OF_LONE_POOLS = ["forks_often", "takes_its_time"]
 OF_CLUSTERS = ["chooses", "keeps_an_endpoint_pool", "takes_an_endpoint_pool"]
@@ -177,6 +177,14 @@ def test_a_child_that_drops_a_pool_in_a_cycle_leaves_the_connections(told):
 
     assert child is None
     assert parent == ["PING", "PING"]
+
+
+@scene("has_dropped_a_cycle")
+def test_connections_of_a_pool_that_waits_for_the_collector_are_collected_in_the_parent_alone(told):
+    child, parent = told
+
+    assert child is None
+    assert parent == ["__del__", "__del__"]
 
 
 @scene("drops_what_is_lent")
