@@ -286,6 +286,18 @@ def test_an_endpoint_that_is_a_tenth_slower_gets_less_and_one_that_is_twice_as_s
     assert found["C"] < 5
 
 
+@pytest.mark.parametrize("per_second", [8, 100])
+def test_endpoints_that_were_slow_for_a_moment_have_their_shares_again_soon_even_if_most_of_them_were(per_second):
+    service = Service((1, 1, 1), [0.001] * 3)
+    service.calls(10 * per_second, per_second)
+    service.took.update(A=0.5, B=0.5)
+    service.calls(2 * per_second, per_second)
+    service.took.update(A=0.001, B=0.001)
+    service.calls(10 * per_second, per_second)
+
+    assert shares(service.calls(300, per_second)) == {name: pytest.approx(100 / 3, abs=2) for name in "ABC"}
+
+
 def test_equals_are_chosen_in_turn_beginning_with_the_first():
     chosen = Service((1, 1, 1), [0.1] * 3).calls(9, per_second=1)
 

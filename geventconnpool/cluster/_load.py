@@ -61,7 +61,7 @@ LEAST_UNIT = 0.01  # a call adds no more than 100 rounds: who had one serves aga
 class Peers:
     """What the loads of one cluster have in common, and are compared by."""
 
-    __slots__ = ("is_even", "lag", "level", "look_at", "rounds", "start", "turn", "typical", "weight")
+    __slots__ = ("is_even", "lag", "level", "look_at", "rounds", "start", "turn", "typical", "usual", "weight")
 
     def __init__(self) -> None:
         self.look_at = -inf  # when the key of any may change by itself, or calls have ended that are not in it yet
@@ -72,6 +72,7 @@ class Peers:
         self.is_even = True
         self.lag = EVEN / STEP  # how many rounds an endpoint may be ahead of the others, or behind
         self.typical = 0.0  # seconds: the median of the latencies, to be assumed where none is known
+        self.usual = 0.0  # seconds: the median of the calls, that of who has most of them; no more than ``typical``
         self.level = 0.0  # the mean
 
     def measure(self, loads: Sequence[Load], weights: Sequence[float], *, is_even: bool) -> None:
@@ -90,7 +91,19 @@ class Peers:
         latencies = sorted(latency for latency in [load.latency for load in loads] if latency is not None)
         # The lower one of two: of two endpoints, the slow one is not typical.
         self.typical = latencies[(len(latencies) - 1) // 2] if latencies else 0.0
+        self.usual = min(self.typical, _median_of_calls(loads))
         self.level = sum([load.level for load in loads]) / len(loads)
+
+
+def _median_of_calls(loads: Sequence[Load]) -> float:
+    """Return the latency of the endpoint that has the middle one of the calls of late, ordered by those latencies."""
+    known = sorted((load.latency, load._samples) for load in loads if load.latency is not None)
+    left = sum(samples for _, samples in known) / 2.0
+    for latency, samples in known:
+        left -= samples
+        if left <= 0.0:
+            return latency
+    return 0.0
 
 
 class Load:
@@ -113,6 +126,7 @@ class Load:
         "_seconds",
         "_surprise",
         "base",
+        "calm",
         "charged_at",
         "coming",
         "good",
@@ -138,7 +152,7 @@ class Load:
         "trial_at",
         "tried_at",
         "unit",
-        "usual",
+
     )
 
     def __init__(self, peers: Peers, now: float, member: Any = None, pool: Any = None) -> None:
@@ -166,7 +180,7 @@ class Load:
         self.keys = [0.0]
         self.place = 0  # where in those, with the keys of others, its own is
         self.base = FLOOR  # seconds: the cost, if there were no crowd
-        self.usual = 0.0  # how many in flight are none
+        self.calm = 0.0  # how many in flight are none
         self.relief = 1.0  # one over the cost of that
         self.price = 1.0  # by what it is multiplied for being ahead
         self.unit = self.step = 1.0
@@ -260,9 +274,13 @@ class Load:
         self._surprise = SURPRISE * latency + HICCUP
 
     def _passed_trial(self, seconds: float) -> None:
-        """A call that was to find out how it fares now has returned: if it was quick, what was before is forgotten."""
+        """A call that was to find out how it fares now has returned: if it was quick, what was before is forgotten.
+
+        One call makes nobody quicker than is usual. What is typical may be what most of them were in a bad moment, and
+        to be believed no better than that they would have to be tried for a minute.
+        """
         self.trial_at = inf
-        latency, known = max(seconds, self.peers.typical), self.latency
+        latency, known = max(seconds, self.peers.usual), self.latency
         if known is not None and latency < known:
             self._believe(latency, PRIOR)
 
@@ -309,7 +327,7 @@ class Load:
             self.heard_at = began
         key = self.base * self.price
         in_flight += self.coming
-        if in_flight > self.usual:
+        if in_flight > self.calm:
             key *= (in_flight + self.unit) * self.relief
         self.keys[self.place] = key
 
@@ -364,13 +382,13 @@ class Load:
         if self.charged_at is not None and latency < FAILURE_COST:
             latency = FAILURE_COST
         unit = self.unit
-        usual = self.usual = max(peers.level * unit, self._level)
-        self.relief = 1.0 / (usual + unit)
+        calm = self.calm = max(peers.level * unit, self._level)
+        self.relief = 1.0 / (calm + unit)
         self.base = latency + FLOOR
         self._low, self._high = latency - NEWS * self.base, latency + NEWS * self.base
         self._set_price()
         key = self.base * self.price
-        if in_flight > usual:
+        if in_flight > calm:
             key *= (in_flight + unit) * self.relief
         self.keys[self.place] = key
 

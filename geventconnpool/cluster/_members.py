@@ -449,7 +449,7 @@ class Members:
         load.in_flight = in_flight = in_flight + 1
         key = load.base * load.price
         in_flight += load.coming
-        if in_flight > load.usual:
+        if in_flight > load.calm:
             key *= (in_flight + load.unit) * load.relief
         keys[load.place] = key
         # As ``Slots.take`` has it.
