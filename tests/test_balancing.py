@@ -358,11 +358,19 @@ def call_or_hang(cluster):
     return slot.endpoint
 
 
-def test_the_first_calls_of_many_processes_do_not_all_go_to_the_same_endpoint():
-    firsts = Counter(filled(*many(4), rng=Random(seed)).take().endpoint.name for seed in range(200))
+@pytest.mark.parametrize("weight", [0, 1, 100])
+def test_the_first_calls_of_many_processes_do_not_all_go_to_the_same_endpoint(weight):
+    endpoints = [replace(endpoint, weight=weight) for endpoint in many(4)]
+    firsts = Counter(filled(*endpoints, rng=Random(seed)).take().endpoint.name for seed in range(200))
 
     assert sorted(firsts) == ["e0", "e1", "e2", "e3"]
     assert min(firsts.values()) > 30
+
+
+def test_where_all_have_weight_0_the_first_calls_of_a_process_are_spread_over_all():
+    cluster = filled(*(replace(endpoint, weight=0) for endpoint in (A, B, C)), rng=Random(0))
+
+    assert calls(cluster, 12) == {A: 4, B: 4, C: 4}
 
 
 def test_the_first_calls_of_many_processes_go_mostly_to_who_weighs_most():

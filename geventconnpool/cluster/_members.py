@@ -736,8 +736,9 @@ class Members:
     def _add(self, endpoint: Endpoint, now: float) -> None:
         pool = self._open_pool(endpoint)
         member = Member(self, endpoint, pool, now)
-        # The first calls of many processes that know nothing yet must not all go to the one that DNS names first.
-        member.load.spent += self._rng.random() / member.weight
+        # The first calls of many processes that know nothing yet must not all go to the one that DNS names first. By
+        # weight, but at most a round: where all have weight 0, a few would otherwise be a hundred calls behind.
+        member.load.spent += self._rng.random() / max(1.0, member.weight)
         if self._has_served:
             member.start_slowly(now)
         pool.observer, pool.tell_returned = member, member.load.returned
