@@ -19,7 +19,6 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from threading import get_ident
 from typing import Any, Protocol
 from weakref import WeakSet
 

@@ -264,6 +264,22 @@ def test_endpoints_are_looked_at_however_many_there_are_of_a_later_priority():
     assert found[A] > 10
 
 
+def test_weights_are_honoured_among_those_that_serve_only_who_avoids_a_whole_priority():
+    cluster = filled(A, replace(B, weight=3, priority=1), replace(C, weight=1, priority=1))
+    calls(cluster, 100)
+    found = calls(cluster, 400, avoid=[A])
+
+    assert found == {B: pytest.approx(300, abs=12), C: pytest.approx(100, abs=12)}
+
+
+def test_an_endpoint_whose_priority_changes_has_its_share_among_those_that_have_the_new_one():
+    cluster = filled(A, B, replace(C, priority=1))
+    calls(cluster, 1000)
+    cluster.update(A, B, C)
+
+    assert calls(cluster, 30) == {A: 10, B: 10, C: 10}
+
+
 def test_an_endpoint_that_serves_only_who_avoids_others_is_tried_again_too():
     cluster = filled(A, *many(2, priority=1), outlier=None)
     calls(cluster, 10, avoid=[A])
@@ -281,7 +297,7 @@ def test_of_two_endpoints_the_slow_one_is_not_typical():
     took(cluster, B, 3.0)
     cost(cluster, A)
 
-    assert cluster.members.peers.typical == pytest.approx(0.1)
+    assert cluster[A].load.peers.typical == pytest.approx(0.1)
 
 
 def test_a_new_endpoint_costs_what_is_typical_of_the_others():

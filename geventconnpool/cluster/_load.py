@@ -59,7 +59,7 @@ LEAST_UNIT = 0.01  # a call adds no more than 100 rounds: who had one serves aga
 
 
 class Peers:
-    """What the loads of one cluster have in common, and are compared by."""
+    """What the loads of one priority of a cluster have in common, and are compared by."""
 
     __slots__ = ("is_even", "lag", "level", "look_at", "rounds", "start", "turn", "typical", "usual", "weight")
 
@@ -224,6 +224,11 @@ class Load:
         """Take note of the weight, over the mean."""
         if unit != self.unit:
             self.unit, self.step, self.growth = unit, 1.0 / unit, exp(min(STEP / unit, STEEPEST))
+
+    def join(self, peers: Peers) -> None:
+        """It is compared with others from now on."""
+        self.peers = peers
+        self.spent = peers.rounds
 
     def measured(self, seconds: float, level: int, now: float) -> None:
         """A call took so long, or was interrupted after so many seconds, with so many others in flight at its end."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, chain, cycle
@@ -117,7 +117,7 @@ class Member:
         self.failed_probes = 0
         self.is_probing = False
         self.is_cut = False  # calls were in flight when its time to drain was over
-        self.load = Load(members.peers, now, self, pool)
+        self.load = Load(members.peers_of(endpoint), now, self, pool)
         self._slow_until = -inf  # its weight grows until then
 
     @property
@@ -324,7 +324,8 @@ class Members:
         self._outlier = outlier
         self.longest_pause = LONGEST_PAUSE if outlier is None else outlier.max_ejection_time
         self.slow_start = slow_start
-        self.peers = Peers()
+        self._tiers: dict[int, Peers] = defaultdict(Peers)  # by priority: who avoids all of one chooses among another
+        self.peers = Peers()  # of those who are eligible
         self._sample = balancer.sample if isinstance(balancer, PeakEWMA) else sys.maxsize
         self._next_drawn = 0  # who of many is looked at next
         self._firsts: Iterator[int] = iter(())  # places of the first of the next few of many
@@ -481,6 +482,9 @@ class Members:
         for number, load in enumerate(self._loads):
             load.keys, load.place = self._keys, number
 
+    def peers_of(self, endpoint: Endpoint) -> Peers:
+        return self._tiers[endpoint.priority]
+
     @property
     def _is_large(self) -> bool:
         """Whether there are too many to look at them all."""
@@ -565,23 +569,27 @@ class Members:
             member.look(now)
 
     def _survey(self, eligible: Sequence[Member], now: float) -> None:
-        """Compare those who are eligible: what the others weigh, or how many they are, is nothing to them."""
-        peers = self.peers
-        is_stretched = peers.rounds > peers.start + LONGEST_STRETCH
+        """Compare those of each priority: what the others weigh, or how many they are, is nothing to them."""
+        is_stretched = self.peers.rounds > self.peers.start + LONGEST_STRETCH
         if self._is_large and self._survey_at > -inf and not is_stretched and self._loads:
-            peers.compare(self._loads[: self._sample])  # of many, some are as good as all
+            self.peers.compare(self._loads[: self._sample])  # of many, some are as good as all
             self._mix()
             self._survey_at = now + SURVEY
             return
-        weights = [member.full_weight for member in eligible]
-        is_even = min(weights) == max(weights) and not any(member.is_slow(now) for member in eligible)
-        peers.measure([member.load for member in eligible], weights, is_even=is_even)
-        self._surveyed, self._cumulated = eligible, list(accumulate(weights))
+        tiers: dict[int, list[Member]] = defaultdict(list)
+        for member in self.available:
+            tiers[member.endpoint.priority].append(member)
+        for tier in tiers.values():
+            weights = [member.full_weight for member in tier]
+            is_even = min(weights) == max(weights) and not any(member.is_slow(now) for member in tier)
+            peers = tier[0].load.peers
+            peers.measure([member.load for member in tier], weights, is_even=is_even)
+            if is_stretched or not self._is_large:
+                peers.start = peers.rounds
+        self._surveyed, self._cumulated = eligible, list(accumulate(member.full_weight for member in eligible))
         self._survey_at = now + SURVEY
         for member in self._members.values():
             member.load.look_at = -inf
-        if is_stretched or not self._is_large:
-            peers.start = peers.rounds
         if is_stretched:
             for member in eligible:
                 member.look(now)
@@ -654,6 +662,8 @@ class Members:
         """Recompute who is eligible, and serve waiters who may now use what is idle, oldest first."""
         available = self.available
         self._eligible = tuple(_lowest_priority(available))
+        if self._eligible:
+            self.peers = self._eligible[0].load.peers
         self._see_loads()
         self._eligible_but.clear()
         self.survey_soon()
@@ -758,6 +768,8 @@ class Members:
     def _replace(self, member: Member, endpoint: Endpoint, now: float) -> None:
         previous, member.endpoint = member.endpoint, endpoint
         member.weight = member.full_weight
+        if endpoint.priority != previous.priority:
+            member.load.join(self.peers_of(endpoint))
         self.survey_soon()
         member.pool.endpoint = endpoint
         self.queue.news.append(events.EndpointUpdated(self.name, endpoint, previous))
