@@ -7,6 +7,7 @@ from dataclasses import FrozenInstanceError, replace
 from fractions import Fraction
 from itertools import product
 from random import Random
+from typing import ClassVar
 
 import pytest
 from hypothesis import Phase, given, settings
@@ -528,6 +529,31 @@ def test_an_endpoint_that_is_alone_in_its_priority_has_nobody_to_be_compared_wit
     serve(cluster, times=100, a=ILL, b=WELL)
 
     assert cluster.state_of(A, later) == ["active", "active"]
+
+
+class Counting(OutlierDetection):
+    """Notes with how many an endpoint was compared."""
+
+    seen: ClassVar[list[int]] = []
+
+    def is_worse(self, tally, others):
+        others = list(others)
+        self.seen.append(len(others))
+        return super().is_worse(tally, others)
+
+
+@pytest.mark.parametrize(("number", "compared"), [(100, {99}), (101, {99, 100}), (300, {99, 100})])
+def test_one_of_very_many_is_compared_with_a_hundred_of_the_others(number, compared):
+    Counting.seen.clear()
+    endpoints = [Endpoint(f"e{i}", 6379) for i in range(number)]
+    cluster = filled(*endpoints, size=1, outlier=Counting())
+    cluster.fail(endpoints[0], times=1)  # begins the count
+    for endpoint in endpoints:
+        cluster.call(endpoint, times=10)
+    serve(cluster, times=20, e0=ILL, e1=WELL)
+
+    assert set(Counting.seen) <= compared
+    assert cluster.state_of(*endpoints[:2]) == ["ejected", "active"]
 
 
 def test_who_drains_is_not_compared_with():

@@ -152,7 +152,6 @@ class Load:
         "trial_at",
         "tried_at",
         "unit",
-
     )
 
     def __init__(self, peers: Peers, now: float, member: Any = None, pool: Any = None) -> None:

@@ -57,6 +57,7 @@ LONGEST_PAUSE = 60.0  # seconds a failure costs at most, where nothing is ejecte
 LEAST_SHARE = 0.1  # with which slow start begins
 LOOKS_PER_RAMP = 30
 DRAWS = 4  # of a large cluster
+COMPARED = 100  # endpoints, with which one that fails now and then is compared
 MIXED = 32  # of those that change places with others at each survey
 LONGEST_STRETCH = 2000.0  # rounds after which being ahead is counted from a later start
 SURVEY = 1.0  # seconds after which endpoints are compared with each other again
@@ -847,13 +848,18 @@ class Members:
             return "consecutive_failures"
         if kind is not CALLS:
             return None
-        priority = member.endpoint.priority
-        others = (
-            other.tally
-            for other in self._members.values()
-            if other is not member and other.state is ACTIVE and other.endpoint.priority == priority
-        )
+        others = (other.tally for other in self._compared(member) if other is not member)
         return "failure_percentage" if outlier.is_worse(member.tally, others) else None
+
+    def _compared(self, member: Member) -> Iterable[Member]:
+        """Return the available ones of its priority; of very many, some: when all fail, this is for every call."""
+        priority, eligible = member.endpoint.priority, self._eligible
+        if not eligible or eligible[0].endpoint.priority != priority:
+            return [other for other in self.available if other.endpoint.priority == priority]
+        if len(eligible) <= COMPARED:
+            return eligible
+        first = int(self._rng.random() * (len(eligible) - COMPARED))
+        return eligible[first : first + COMPARED]
 
     def _may_eject(self, member: Member, outlier: OutlierDetection) -> bool:
         priority = member.endpoint.priority

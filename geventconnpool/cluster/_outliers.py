@@ -15,8 +15,9 @@ and the same time, at most ``interval`` seconds long (30, as Finagle has it: in 
 * with it, ``failure_percentage_minimum_hosts`` available endpoints of its priority had as many calls (so Envoy, and
   A50 since grpc/proposal #322); those with less are not looked at, for one failed call of one is 100 %
   (apple/servicetalk #3551);
-* its share of failed calls is more than ``TIMES`` that of these others, taken together: of two that are ill, none
-  should go for being a little worse;
+* its share of failed calls is more than ``TIMES`` that of these others, taken together (at most 100 of them, or a
+  failure of all would cost the more time the more there are): of two that are ill, none should go for being a little
+  worse;
 * and the difference is at least ``DEVIATIONS`` standard deviations of what chance would make of one common share (the
   two-proportion z-test): ten calls prove little, and it is looked at with every failed call.
 
