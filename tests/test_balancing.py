@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
 from geventconnpool import events
-from geventconnpool._queue import CONNECTING, ERROR, IN_USE, INTERRUPTED
+from geventconnpool._queue import CONNECTING, ERROR, IN_USE, INTERRUPTED, KEPT
 from geventconnpool.cluster import Endpoint, OutlierDetection, PeakEWMA, RoundRobin
 from geventconnpool.cluster._load import FAILURE_COST, FLOOR, LEAST_UNIT, STEP
 from tests.benchmarks.simulator import Client, World, evenly, poisson
@@ -465,6 +465,21 @@ def test_a_connection_that_was_found_dead_is_no_load():
     cluster.fill()
 
     assert load.key < min(each.load.key for each in cluster.members if each.load is not load) * 1.2
+
+
+def test_an_endpoint_that_answers_at_once_with_errors_is_not_preferred_for_it():
+    cluster = filled(A, B, C)
+    for endpoint in (A, B, C):
+        took(cluster, endpoint, 0.02, times=10)
+    found = Counter()
+    for _ in range(300):
+        slot = cluster.take()
+        found[slot.endpoint] += 1
+        is_ill = slot.endpoint == A
+        cluster.shell.run_to(cluster.shell.now + (0.0001 if is_ill else 0.02))
+        cluster.end(slot, KEPT if is_ill else None)
+
+    assert found[A] < 130
 
 
 # -- trials ------------------------------------------------------------------------------------------------------------
@@ -1015,6 +1030,7 @@ def expected_key(member, waiting):
     load, peers, slots = member.load, member.load.peers, member.pool.slots
     in_flight = sum(slot.state in (IN_USE, CONNECTING) for slot in slots) + waiting
     latency = peers.typical if load._latency is None else load._latency
+    latency *= 2.0 if load.was_given_up else 1.0
     latency = max(latency, load.quickest, 0.0 if load.charged_at is None else FAILURE_COST)
     level = max(load._level, peers.level * load.unit)
     crowd = max(1.0, (in_flight + load.unit) / (level + load.unit))
@@ -1034,6 +1050,7 @@ class Weighed(Life):
         for member in self.members:
             load = member.load
             assert isfinite(load.key)
+            assert load.in_flight == member.pool.in_use
             is_old = any(slot.state is IN_USE and slot.since < now for slot in member.pool.slots)
             if load.key < 0.0:
                 assert now >= load.next_trial

@@ -401,6 +401,20 @@ def charged(now=100.0):
     return load
 
 
+@pytest.mark.parametrize(("seconds", "factor"), [(0.05, 1.0), (0.5, 2.0)])
+def test_a_call_that_was_given_up_late_would_have_taken_longer(seconds, factor):
+    load = make(0.1)
+    load.peers.typical = 0.1
+    load.given_up(seconds, 0, 100.0)
+    load.weigh(0, 100.0)
+    before = load.cost
+    load.answered(load.latency, 0, 101.0)
+    load.weigh(0, 101.0)
+
+    assert before == pytest.approx(factor * load.latency + FLOOR)
+    assert load.cost == pytest.approx(load.latency + FLOOR)
+
+
 def test_a_failed_call_costs_five_seconds():
     assert cost(charged()) == pytest.approx(5.001)
 

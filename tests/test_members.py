@@ -130,8 +130,10 @@ class Cluster:
         return waiter
 
     def borrow(self, endpoint):
+        """Take from just that endpoint, as its pool does."""
         slot = self.pools[endpoint].take(self.shell.now)
         assert slot is not None
+        slot.pool.observer.changed(self.shell.now)
         return slot
 
     def end(self, slot, verdict=None, error=None):

@@ -152,6 +152,7 @@ class Load:
         "trial_at",
         "tried_at",
         "unit",
+        "was_given_up",
     )
 
     def __init__(self, peers: Peers, now: float, member: Any = None, pool: Any = None) -> None:
@@ -195,7 +196,8 @@ class Load:
         self.charged_at: float | None = None  # when the last call failed, if nothing has cleared that
         self.pause = FIRST_PAUSE
         self._is_doubtful = False  # cleared by a keepalive, and not proven since
-        self.is_troubled = False  # the next good call is news: it follows a failure, or a trial
+        self.was_given_up = False  # the last call; it would have taken longer than its time
+        self.is_troubled = False  # the next good call is news: it follows a failure, a trial, or one that was given up
         self.good = 0  # calls, of those that are in the average
 
     @property
@@ -294,6 +296,7 @@ class Load:
         self.heard_at = now  # calls that began before are the past, and so is their age
         self.patience = FIRST_TRIAL
         self._ended = 0
+        self.was_given_up = False
         self._latency = None
         self._surprise = 0.0  # the next call is one, whatever it takes
         self._level = 0.0
@@ -338,11 +341,26 @@ class Load:
     def answered(self, seconds: float, in_flight: int, now: float) -> None:
         """A call has returned after so many seconds, and not because its caller lost patience."""
         began = now - seconds
+        self.was_given_up = False
         if began >= self.trial_at:
             self._passed_trial(seconds)
         self.measured(seconds, in_flight, now)
         if began > self.heard_at:
             self.heard_at = began
+
+    def given_up(self, seconds: float, in_flight: int, now: float) -> None:
+        """A call was interrupted: it would have taken longer than that, and nobody knows by how much."""
+        self.measured(seconds, in_flight, now)
+        if seconds > self.peers.typical > 0.0:
+            self.was_given_up = self.is_troubled = True
+
+    def raised(self, seconds: float, in_flight: int, now: float) -> None:
+        """A call has ended with an error that is an answer. To be quick with that is nothing to be preferred for."""
+        latency = self.latency
+        if latency is None or seconds >= latency:
+            self.answered(seconds, in_flight, now)
+        else:
+            self.heard_at = max(self.heard_at, now - seconds)
 
     def succeeded(self, began: float) -> None:
         """A call was good; one that began before the failure says nothing about what came after it."""
@@ -379,6 +397,8 @@ class Load:
             return
         peers = self.peers
         latency = peers.typical if self._latency is None else self._latency
+        if self.was_given_up:
+            latency *= 2.0
         if latency < self.quickest:
             latency = self.quickest
         if self.oldest > self.heard_at and now - self.oldest > latency:

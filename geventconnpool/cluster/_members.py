@@ -34,7 +34,7 @@ from typing import Final, Literal
 from geventconnpool import _queue, events
 from geventconnpool._backoff import exponential, spread
 from geventconnpool._check import show, without_traceback
-from geventconnpool._queue import ERROR, IN_USE, INTERRUPTED, Queue, Slot, Waiter, transition
+from geventconnpool._queue import ERROR, IN_USE, INTERRUPTED, KEPT, Queue, Slot, Waiter, transition
 from geventconnpool._slots import Slots
 from geventconnpool.cluster._balancers import Balancer, PeakEWMA, effective_weight
 from geventconnpool.cluster._endpoints import Endpoint, is_changed
@@ -231,7 +231,9 @@ class Member:
             if load.latency is None and not load.peers.typical:
                 self._members.survey_soon()  # something is known that others may be measured by
             if verdict is INTERRUPTED:
-                load.measured(seconds, in_flight, now)
+                load.given_up(seconds, in_flight, now)
+            elif verdict is KEPT:
+                load.raised(seconds, in_flight, now)
             else:
                 load.answered(seconds, in_flight, now)
         if verdict is None:
