@@ -51,6 +51,7 @@ from geventconnpool._queue import (
     CLOSE,
     HELD,
     INTERRUPTED,
+    NESTED,
     OPEN,
     WAKE,
     Queue,
@@ -194,7 +195,8 @@ class Engine:
             ABORT: partial(self._start_closing, "_abort_connection"),
             CANCEL: self._cancel,
             HELD: self._report,
-            WAKE: self._wake_soon,
+            NESTED: self._report_nested,
+            WAKE: self.wake_soon,
             ALARM: self._set_alarm,
         }
         _fork.enrol(self)
@@ -248,7 +250,7 @@ class Engine:
             self._is_acting = False
         for watch in self._watches:
             if watch.is_settled:
-                self._wake_soon(watch)
+                self.wake_soon(watch)
 
     def _tell(self) -> None:
         if self.queue.news:
@@ -286,8 +288,9 @@ class Engine:
             if timeout is not None:
                 timer = self.hub.loop.timer(timeout)
                 timer.start(self._expire, sleeper, update=True)
+            switch = self.hub.switch
             while not sleeper.is_settled:
-                self.hub.switch()
+                switch()
         finally:
             sleeper.greenlet = None
             if timer is not None:
@@ -300,7 +303,7 @@ class Engine:
                 self.queue.withdraw(sleeper)
             self._wake(sleeper)
 
-    def _wake_soon(self, sleeper: Waiter | Watch) -> None:
+    def wake_soon(self, sleeper: Waiter | Watch) -> None:
         self.hub.loop.run_callback(self._wake, sleeper)
 
     def _wake(self, sleeper: Waiter | Watch) -> None:
@@ -483,6 +486,11 @@ class Engine:
         """Tell of a lease that is held for too long, with what its holder is doing right now."""
         seconds = monotonic() - slot.since
         self.queue.news.append(events.ConnectionHeld(self._name, slot.endpoint, seconds, stack_of(slot.owner)))
+
+    def _report_nested(self, found: tuple[Any, int]) -> None:
+        """Tell of a greenlet that waits while it holds so many."""
+        greenlet, held = found
+        self.queue.news.append(events.NestedGet(self._name, held, stack_of(greenlet)))
 
     def pass_on_system_error(self, error: BaseException) -> None:
         pass_on_system_error(self.hub, error)

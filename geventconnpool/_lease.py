@@ -73,13 +73,15 @@ class _QuickLease(Lease[C]):
             exc is not None
             or slot.state is not IN_USE
             or slot.doomed
-            or queue.waiting
             or queue.busy
             or getcurrent() is not slot.owner  # then this is the right thread, too
         ):
             self.lender.give_back(slot, exc)
             return
         now = monotonic()
+        if queue.waiting:
+            self.lender.hand_over(slot, now)
+            return
         # Nothing below allocates or calls before the slot is idle, so nothing can break in.
         slot.owner = None
         slot.state = IDLE
@@ -99,8 +101,14 @@ class LoneLease(_QuickLease[C]):
         lender = self.lender
         slots = lender.slots
         idle = slots.idle
-        if not idle or self.slot is not None or get_ident() != lender.place[0]:
+        if self.slot is not None or get_ident() != lender.place[0]:
             return Lease.__enter__(self)
+        if not idle:
+            self.slot = USED
+            slot = self.slot = lender.borrow_later(self.timeout)
+            slot.owner = getcurrent()
+            lent: C = slot.connection
+            return lent
         now = monotonic()
         slot = idle.pop() if slots.lifo else idle.popleft()
         slot.state = IN_USE

@@ -8,7 +8,6 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import fields
-from math import inf
 from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -17,7 +16,7 @@ from gevent import getcurrent, reinit
 
 from geventconnpool import _check, _fork, events
 from geventconnpool._check import show
-from geventconnpool._engine import SYSTEM, Engine, stack_of
+from geventconnpool._engine import SYSTEM, Engine
 from geventconnpool._fork import get_ident
 from geventconnpool._lease import Lease, Unset
 from geventconnpool._queue import (
@@ -32,6 +31,7 @@ from geventconnpool._queue import (
     SHUT,
     TRUSTED_FOR,
     USER,
+    Nested,
     Queue,
     Slot,
     Waiter,
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from geventconnpool.pool import Options
 
 C = TypeVar("C")
-
-NESTED_ALWAYS = 200  # connections up to which every get that waits looks for those its greenlet holds
 
 
 class State(Protocol):
@@ -87,7 +85,7 @@ class Lender(ABC):
         self._is_cut = False  # connections were closed under their users
         self._is_started = True
         self.place = _fork.place()
-        self._next_nested = -inf
+        self._nested = Nested(engine.queue)
 
     @abstractmethod
     def begin_here(self) -> None:
@@ -214,23 +212,16 @@ class Lender(ABC):
 
     def borrow_later(self, given: float | Unset | None) -> Slot:
         timeout = self.options.timeout if isinstance(given, Unset) else given
-        error = self.refusal()
-        if error is not None:
-            raise error
-        if not self._is_started:
-            self.check_place()
-        queue = self.engine.queue
-        is_full = timeout != 0 and len(queue.waiting) >= self.options.max_waiting
         waiter = self.new_waiter(monotonic())
-        self.ask(waiter, waiter.since)
-        self.engine.act()
-        if not waiter.is_settled and (is_full or queue.is_down):
-            queue.withdraw(waiter)
-            raise self._turned_away()
+        self._ask_first(waiter, timeout)
         if not waiter.is_settled and timeout != 0:
             self.waits += 1
             self._look_nested(waiter.since)
-            self._wait(waiter, timeout)
+            self._wait(waiter, timeout, waiter.since)
+        return self.claim(waiter, timeout)
+
+    def claim(self, waiter: Waiter, timeout: float | None) -> Slot:
+        """Return the slot that the waiter was handed, or another if that is no good any more; or raise his error."""
         while waiter.slot is not None:
             slot = waiter.claim()
             if self._is_good(slot):
@@ -244,6 +235,20 @@ class Lender(ABC):
         state, cause = self.trouble()
         waited = monotonic() - waiter.since
         raise PoolTimeout(f"{self.name}: no connection within {waited:.2f} s ({state})") from cause
+
+    def _ask_first(self, waiter: Waiter, timeout: float | None) -> None:
+        error = self.refusal()
+        if error is not None:
+            raise error
+        if not self._is_started:
+            self.check_place()
+        queue = self.engine.queue
+        is_full = timeout != 0 and len(queue.waiting) >= self.options.max_waiting
+        self.ask(waiter, waiter.since)
+        self.engine.act()
+        if not waiter.is_settled and (is_full or queue.is_down):
+            queue.withdraw(waiter)
+            raise self._turned_away()
 
     def _turned_away(self) -> PoolError:
         """Return why somebody may not even wait. He has been seen, though: who fails to connect tries sooner."""
@@ -277,7 +282,7 @@ class Lender(ABC):
         """Say whether what was handed to a waiter is still so when he runs."""
         if slot.state is not IN_USE or slot.doomed is DRAINED or slot.doomed not in PROVISIONAL:
             return False
-        if slot.is_suspect(slot.since) and self._has_hung_up(slot):
+        if slot.since > slot.seen and slot.is_suspect(slot.since) and self._has_hung_up(slot):
             slot.pool.hung_up(slot, monotonic())
             self.engine.act()
             return False
@@ -285,18 +290,10 @@ class Lender(ABC):
 
     def _look_nested(self, now: float) -> None:
         """Tell of a greenlet that is about to wait while it holds what others may wait for."""
-        queue = self.engine.queue
-        if now < self._next_nested:
-            return
-        # A look at 20 connections takes a microsecond; at thousands, it is not for every get that waits.
-        self._next_nested = now + max(0, len(queue.open) - NESTED_ALWAYS) * 1e-5
-        me = getcurrent()
-        held = [slot for slot in queue.open.values() if slot.owner is me and slot.state is IN_USE]
-        if any(slot.warned != slot.since for slot in held):
-            for slot in held:
-                slot.warned = slot.since
-            queue.news.append(events.NestedGet(self.name, len(held), stack_of(me)))
-            self.engine.act()
+        engine = self.engine
+        self._nested.look(getcurrent(), now)
+        if engine.queue.todo:
+            engine.act()
 
     def _ask_again(self, waiter: Waiter, timeout: float | None) -> None:
         """What was handed over is no good: closed by its peer, or its pool, or ejected, before the waiter ran."""
@@ -307,26 +304,32 @@ class Lender(ABC):
             self.ask(waiter, now, again=True)
         self.engine.act()
         if not waiter.is_settled and left != 0:
-            self._wait(waiter, left)
+            self._wait(waiter, left, now)
 
-    def _wait(self, waiter: Waiter, timeout: float | None) -> None:
-        started = monotonic()
+    def _wait(self, waiter: Waiter, timeout: float | None, started: float) -> None:
         engine = self.engine  # in the child of a fork there may be another when this goes on
         try:
             engine.park(waiter, timeout)
         except BaseException:
-            # Interrupted. A connection that was handed over meanwhile is clean: the next one gets it.
-            engine.queue.withdraw(waiter)
-            if waiter.slot is not None:
-                slot = waiter.claim()
-                slot.pool.pass_on(slot, monotonic())
-                engine.act()
+            self.interrupted(waiter, engine)
             raise
         finally:
             if engine is self.engine:
                 self.wait_seconds += monotonic() - started
 
+    def interrupted(self, waiter: Waiter, engine: Engine) -> None:
+        """He waits no more. A connection that was handed over meanwhile is clean: the next one gets it."""
+        engine.queue.withdraw(waiter)
+        if waiter.slot is not None:
+            slot = waiter.claim()
+            slot.pool.pass_on(slot, monotonic())
+            engine.act()
+
     # -- returning -----------------------------------------------------------------------------------------------------
+
+    def hand_over(self, slot: Slot, now: float) -> None:
+        """Take back a connection after a good call; somebody waits."""
+        self.give_back(slot, None)
 
     def give_back(self, slot: Slot, exc: BaseException | None) -> None:
         """End a lease: ``exc`` is what its block raised. Never switches, unless a hook that must not does."""
@@ -521,7 +524,7 @@ class PoolLender(Lender):
         return self.slots.take(now)
 
     def new_waiter(self, now: float) -> Waiter:
-        return Waiter(now, only=self.slots)
+        return Waiter(now, self.slots)
 
     def ask(self, waiter: Waiter, now: float, *, again: bool = False) -> None:
         self.slots.ask(waiter, now, again=again)

@@ -42,17 +42,22 @@ PROVISIONAL = frozenset({None, DRAINED, LIFETIME, RESIZED})
 # After these nobody knows what is on the wire, or nobody listens: no goodbye.
 ABORTED = frozenset({ERROR, INTERRUPTED, STALE, KEEPALIVE, USER, NOT_REUSABLE, EJECTED, CUT})
 
-# What the shell is told to do, with a slot (the first five and HELD), a waiter, or something that has an alarm.
+# What the shell is told to do: with a slot (the first five and HELD), a greenlet and how many connections it holds, a
+# waiter, something that has an alarm.
 OPEN, CANCEL, CHECK, CLOSE, ABORT = "open", "cancel", "check", "close", "abort"
-HELD, WAKE, ALARM = "held", "wake", "alarm"
+HELD, NESTED, WAKE, ALARM = "held", "nested", "wake", "alarm"
 
 # Modes of a pool.
 RUNNING, SUSPENDED, SHUT = "running", "suspended", "shut"
 
 TRUSTED_FOR = 1.0  # seconds since its last sign of life for which a connection is believed to be there
 
+NESTED_PAUSE, NESTED_LOOK = 0.001, 1e-5  # seconds between two looks, and more for each connection
+NESTED_SOON = 0.02  # seconds until one at all who wait
+
 P = ParamSpec("P")
 R = TypeVar("R")
+NONE: frozenset[Any] = frozenset()
 
 
 class Timed(Protocol):
@@ -140,10 +145,10 @@ class Waiter:
 
     __slots__ = ("avoid", "error", "greenlet", "is_late", "only", "place", "since", "slot")
 
-    def __init__(self, now: float, *, only: Slots | None = None, avoid: Collection[Any] = ()) -> None:
+    def __init__(self, now: float, only: Slots | None = None, avoid: Collection[Any] = ()) -> None:
         self.since = now
         self.only = only  # the one pool it wants, or None for any of the queue's
-        self.avoid = frozenset(avoid)  # endpoints it would rather not use
+        self.avoid = frozenset(avoid) if avoid else NONE  # endpoints it would rather not use
         self.slot: Slot | None = None
         self.error: BaseException | None = None
         self.is_late = False
@@ -227,17 +232,22 @@ class Queue:
     def join(self, waiter: Waiter, now: float, *, again: bool = False) -> None:
         """Put a waiter at the end, or ``again`` where it was; the only one makes failing pools try again sooner."""
         is_only = not self.waiting
-        self.waiting[waiter] = None
         if again:
+            self.waiting[waiter] = None
             self._let_in(waiter)
         else:
-            waiter.place = next(self._places)
+            self.line_up(waiter)
         if waiter.only is not None:
             waiter.only.waiting += 1
         if is_only:
             self.judge(now)
             for pool in tuple(self.failing):
                 pool.plan(now)
+
+    def line_up(self, waiter: Waiter) -> None:
+        """Put a waiter behind others."""
+        self.waiting[waiter] = None
+        waiter.place = next(self._places)
 
     def _let_in(self, waiter: Waiter) -> None:
         """Put one that waits again before all that came after it; the queue is in the order in which they came."""
@@ -329,6 +339,42 @@ class Holds:
             else:
                 next_due = min(next_due, due)
         self._queue.ring_at(next_due, self)
+
+
+class Nested:
+    """Finds greenlets that wait while they hold what others may wait for, and tells of each such lease once.
+
+    To look at all connections would be most of what it costs to wait. So there is a look at once if the last was some
+    time ago, and else one soon, for all who wait then: who is stuck is found.
+    """
+
+    def __init__(self, queue: Queue) -> None:
+        self.alarm = inf
+        self._queue = queue
+        self._next = -inf
+
+    def look(self, greenlet: Any, now: float) -> None:
+        """One more is about to wait."""
+        if now < self._next:
+            if self.alarm == inf:
+                self._queue.ring_at(now + NESTED_SOON, self)
+            return
+        self._next = now + NESTED_PAUSE + NESTED_LOOK * len(self._queue.open)
+        self._tell({greenlet})
+
+    def tick(self, now: float) -> None:
+        self._tell({waiter.greenlet for waiter in self._queue.waiting} - {None})
+
+    def _tell(self, greenlets: Collection[Any]) -> None:
+        held: dict[Any, list[Slot]] = {}
+        for slot in self._queue.open.values():
+            if slot.owner in greenlets and slot.state is IN_USE:
+                held.setdefault(slot.owner, []).append(slot)
+        for greenlet, slots in held.items():
+            if any(slot.warned != slot.since for slot in slots):
+                for slot in slots:
+                    slot.warned = slot.since
+                self._queue.todo.append((NESTED, (greenlet, len(slots))))
 
 
 class Gate:

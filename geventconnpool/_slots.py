@@ -255,6 +255,27 @@ class Slots:
             self.tell_returned(slot.since, now)
         return True
 
+    def has_a_line(self) -> bool:
+        """Say whether who comes now has only to queue behind others: in a pool by itself that is always full."""
+        queue = self.queue
+        return bool(queue.waiting and self.min_size == self.size and not (queue.busy or queue.is_down or self.idle))
+
+    def line_up(self, waiter: Waiter) -> None:
+        """Queue the caller behind others."""
+        self.queue.line_up(waiter)
+        self.waiting += 1
+
+    def handed_over(self, slot: Slot, now: float) -> Waiter:
+        """Take back a connection after a good call, and give it to the oldest waiter, in a pool by itself."""
+        waiter, _ = self.queue.waiting.popitem(last=False)  # from here on it is nobody else's
+        slot.owner = None
+        slot.seen = slot.since = now
+        self.lent += 1
+        self.unused += 1
+        self.waiting -= 1
+        waiter.slot = slot
+        return waiter
+
     def ended(self, slot: Slot, verdict: str | None, error: BaseException | None, now: float) -> None:
         """Take back a connection whose lease ended as ``verdict`` says, if need be after the transition under way."""
         if self.queue.busy:

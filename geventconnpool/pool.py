@@ -12,12 +12,14 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from gevent import getcurrent
+
 from geventconnpool import _check, events
 from geventconnpool._engine import Engine
 from geventconnpool._lease import UNSET, Lease, LoneLease, Unset
 from geventconnpool._lender import Lender, PoolLender
 from geventconnpool._liveness import descriptor_of
-from geventconnpool._queue import Gate, Holds, Queue
+from geventconnpool._queue import Gate, Holds, Queue, Slot, Waiter
 from geventconnpool._retry import retry
 from geventconnpool._slots import Slots
 
@@ -269,6 +271,7 @@ class LoneLender(PoolLender):
         super().__init__(options, options.name, weakref.ref(pool))
         if not options.asks_reusable:
             self.lease = LoneLease
+        self._may_be_long = options.max_waiting == inf  # else each has to be counted
         self.begin_here()
 
     def begin_here(self) -> None:
@@ -281,6 +284,40 @@ class LoneLender(PoolLender):
     def start(self) -> None:
         self.slots.plan(monotonic())
         self.engine.act()
+
+    def borrow_later(self, given: float | Unset | None) -> Slot:
+        timeout = self.options.timeout if isinstance(given, Unset) else given
+        slots, engine = self.slots, self.engine
+        me = getcurrent()
+        if timeout is not None or not self._may_be_long or not slots.has_a_line() or me is engine.hub:
+            return super().borrow_later(timeout)
+        # Others wait already: to queue behind them, for as long as it takes, is all that is to be done.
+        now = monotonic()
+        waiter = Waiter(now, slots)
+        slots.line_up(waiter)
+        self.waits += 1
+        self._look_nested(now)
+        waiter.greenlet = me
+        switch = engine.hub.switch
+        try:
+            while waiter.slot is None and waiter.error is None and not waiter.is_late:
+                switch()
+        except BaseException:
+            self.interrupted(waiter, engine)
+            raise
+        finally:
+            waiter.greenlet = None
+            if engine is self.engine:
+                self.wait_seconds += monotonic() - now
+        return self.claim(waiter, None)
+
+    def hand_over(self, slot: Slot, now: float) -> None:
+        try:
+            waiter = self.slots.handed_over(slot, now)
+        except KeyError:  # nobody: the collector has ended another lease in between
+            self.give_back(slot, None)
+        else:
+            self.engine.wake_soon(waiter)
 
     def __del__(self) -> None:
         self.forgotten()

@@ -30,7 +30,6 @@ from geventconnpool import (
     PoolFull,
     PoolTimeout,
     PoolUnavailable,
-    _lender,
     events,
     retry,
 )
@@ -1214,17 +1213,19 @@ def test_in_a_cluster_the_leases_of_all_endpoints_count():
     assert [event.held for event in pool.kinds(events.NestedGet)] == [2]
 
 
-def test_after_a_look_at_very_many_connections_the_next_is_some_time_later(kind, monkeypatch):
-    monkeypatch.setattr(_lender, "NESTED_ALWAYS", -10_000_000)  # as if there were so many more
+def test_after_a_look_at_very_many_connections_the_next_is_at_all_who_wait_some_time_later(kind, monkeypatch):
+    monkeypatch.setattr("geventconnpool._queue.NESTED_LOOK", 100.0)  # as if there were so many more
     pool = ready(kind(1))
     for _ in range(2):
-        with pytest.raises(PoolTimeout):
-            nest(pool)
-    wait_until(lambda: len(pool.kinds(events.NestedGet)) == 1)
-    pool._lender._next_nested -= 101
-    with pytest.raises(PoolTimeout):
-        nest(pool)
-    wait_until(lambda: len(pool.kinds(events.NestedGet)) == 2)
+        with pool.get():
+            with pytest.raises(PoolTimeout):
+                pool.acquire(timeout=0.001)
+    seen = len(pool.kinds(events.NestedGet))
+    nested = gevent.spawn(outcome, partial(nest, pool))
+    wait_until(lambda: len(pool.kinds(events.NestedGet)) == 2)  # by the look at all who wait
+    nested.join()
+
+    assert seen <= 1
 
 
 # -- resize ------------------------------------------------------------------------------------------------------------

@@ -340,6 +340,7 @@ class Hall:
             ask_again(waiter, timeout)
 
         deeds[WAKE], deeds[HELD] = woken, reported
+        self.engine.wake_soon = woken  # type: ignore[assignment, method-assign]
         self.lender._ask_again = asked_again  # type: ignore[method-assign]
         self.orders = self.queue.todo = Orders()
 

@@ -394,10 +394,10 @@ def test_nothing_is_remembered_after_a_call_however_it_ended():
     give_up(retry(Flaky(BROKEN), max_failures=0))
     sleeper = gevent.spawn(retry(lambda: gevent.sleep(5)))
     gevent.sleep(0)
-    assert len(_retry._calls) == 1
+    assert len(_retry.calls) == 1
     sleeper.kill()
 
-    assert _retry._calls == {}
+    assert _retry.calls == {}
 
 
 def test_a_recursive_call_ends_and_remembers_nothing():
@@ -408,7 +408,7 @@ def test_a_recursive_call_ends_and_remembers_nothing():
         down(depth - 1)
 
     give_up(lambda: down(3))
-    assert _retry._calls == {}
+    assert _retry.calls == {}
 
 
 # -- waiting -----------------------------------------------------------------------------------------------------------

@@ -424,10 +424,11 @@ class Members:
         if number == 3:  # the usual number; min() takes four times as long
             a, b, c = keys
             place = (0 if a <= c else 2) if a <= b else 1 if b <= c else 2
-        elif number <= self._sample:
-            place = keys.index(min(keys))
         else:
-            place = self._least_of_a_few(now)
+            try:
+                place = keys.index(min(keys)) if number <= self._sample else self._least_of_a_few(now)
+            except ValueError:  # the collector has ended a lease in between
+                return None
         load = self._loads[place]
         if load.spent < peers.rounds - peers.lag:
             load = self._catch_up(load)
