@@ -27,20 +27,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from heapq import heappop, heappush
-from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
 from itertools import count
 from math import inf
 from time import monotonic
 from traceback import StackSummary, walk_stack, walk_tb
 from types import TracebackType
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from gevent import GreenletExit, Timeout, get_hub, getcurrent
 from gevent.monkey import get_original
 
-from geventconnpool import _fork, events
+from geventconnpool import _fork
 from geventconnpool._check import show
 from geventconnpool._fork import get_ident, stamp
+from geventconnpool._late import load
 from geventconnpool._liveness import descriptor_of, make_poller
 from geventconnpool._log import LogWriter, logger
 from geventconnpool._queue import (
@@ -61,6 +61,11 @@ from geventconnpool._queue import (
 )
 from geventconnpool._worker import Worker
 
+if TYPE_CHECKING:
+    from geventconnpool import events
+else:
+    from geventconnpool._late import events
+
 R = TypeVar("R")
 
 CLOSE_TIMEOUT = 5.0  # seconds for _close_connection and _abort_connection
@@ -71,7 +76,7 @@ EVENTS_KEPT = 10_000  # that a slow consumer may be behind
 SYSTEM = (KeyboardInterrupt, SystemExit)
 log = logger.getChild("pool")
 _plain_socket: Any = get_original("socket", "socket")
-_SUSPENDABLE = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
+_SUSPENDABLE = 0x20 | 0x80 | 0x200  # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR of inspect, which is slow to import
 
 
 class HookTimeout(Timeout):
@@ -91,7 +96,7 @@ class HookTimeout(Timeout):
 
 
 class Watch:
-    """A greenlet that waits until ``is_done()``, asked after each transition."""
+    """A greenlet that waits until ``is_done()``, asked in each turn of the loop in which something has changed."""
 
     def __init__(self, is_done: Callable[[], bool]) -> None:
         self.is_done = is_done
@@ -168,6 +173,7 @@ class Engine:
         on_event: Callable[[events.Event], object] | None,
         default_fileno: Callable[..., object],
     ) -> None:
+        load()
         self.queue = queue
         self.hub = get_hub()
         self.thread = get_ident()
@@ -183,6 +189,7 @@ class Engine:
         if on_event is not None:
             self._feeds.append(Feed(on_event, "on_event", name))
         self._watches: list[Watch] = []
+        self._will_watch = False
         self._is_acting = False
         self._heap: list[tuple[float, int, Timed]] = []
         self._order = count()
@@ -248,6 +255,15 @@ class Engine:
                 self._tell()
         finally:
             self._is_acting = False
+        if self._watches and not self._will_watch:
+            self._will_watch = True
+            self.hub.loop.run_callback(self._see_watches)
+
+    def _see_watches(self) -> None:
+        """See who has what he waits for: once in a turn of the loop, as that may be a question of all endpoints."""
+        self._will_watch = False
+        if self.is_over:
+            return
         for watch in self._watches:
             if watch.is_settled:
                 self.wake_soon(watch)

@@ -7,14 +7,13 @@ import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from gevent import getcurrent, reinit
 
-from geventconnpool import _check, _fork, events
+from geventconnpool import _check, _fork
 from geventconnpool._check import show
 from geventconnpool._engine import SYSTEM, Engine
 from geventconnpool._fork import get_ident
@@ -41,7 +40,10 @@ from geventconnpool._slots import Slots
 from geventconnpool.errors import PoolClosed, PoolError, PoolFull, PoolTimeout, PoolUnavailable
 
 if TYPE_CHECKING:
+    from geventconnpool import events
     from geventconnpool.pool import Options
+else:
+    from geventconnpool._late import events
 
 C = TypeVar("C")
 
@@ -582,7 +584,7 @@ class PoolLender(Lender):
 
 def nothing_yet(name: str, size: int, min_size: int) -> events.PoolStats:
     """Return the statistics of a pool that has done nothing."""
-    values: dict[str, Any] = {field.name: 0 for field in fields(events.PoolStats)}
+    values: dict[str, Any] = dict.fromkeys(events.PoolStats.__match_args__, 0)
     values.update(name=name, size=size, min_size=min_size, wait_seconds=0.0, last_error=None)
     values["discarded"] = MappingProxyType(dict.fromkeys(CAUSES, 0))
     return events.PoolStats(**values)

@@ -21,10 +21,11 @@ from itertools import count, islice, takewhile
 from math import inf
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
-from geventconnpool import events
-
 if TYPE_CHECKING:
+    from geventconnpool import events
     from geventconnpool._slots import Slots
+else:
+    from geventconnpool._late import events
 
 # States of a slot.
 CONNECTING, IDLE, IN_USE, CHECKING, CLOSING = "connecting", "idle", "in use", "checking", "closing"

@@ -12,12 +12,11 @@ import logging
 import socket
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial, wraps
 from math import inf
 from random import Random
 from time import monotonic
-from typing import Any, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
 import gevent
 from gevent import getcurrent
@@ -84,8 +83,7 @@ def places_to_avoid(memory: object) -> Collection[Any]:
     return () if call is None else call.avoided.get(memory, ())
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(NamedTuple):
     """When to call again, checked; see :func:`retry`."""
 
     exc_classes: tuple[type[BaseException], ...]
@@ -294,9 +292,11 @@ def retry(
         if not callable(function):
             raise TypeError(f"retry cannot call {show(function)}")
 
+        name = getattr(function, "__name__", None) or repr(function)
+
         @wraps(function)
         def retrying(*args: P.args, **kwargs: P.kwargs) -> R:
-            return policy.run(partial(function, *args, **kwargs), getattr(function, "__name__", repr(function)))
+            return policy.run(partial(function, *args, **kwargs), name)
 
         return retrying
 

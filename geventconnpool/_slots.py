@@ -43,9 +43,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from math import inf
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from geventconnpool import events
 from geventconnpool._backoff import exponential, spread
 from geventconnpool._queue import (
     ABORT,
@@ -84,6 +83,11 @@ from geventconnpool._queue import (
     Waiter,
     transition,
 )
+
+if TYPE_CHECKING:
+    from geventconnpool import events
+else:
+    from geventconnpool._late import events
 
 FIRST_RETRY, LONGEST_RETRY, LONGEST_RETRY_IDLE = 0.1, 5.0, 30.0  # seconds
 KEEPALIVE_JITTER = 0.1

@@ -10,11 +10,11 @@ from math import inf
 from random import Random
 from time import monotonic
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from gevent import getcurrent
 
-from geventconnpool import _check, events
+from geventconnpool import _check
 from geventconnpool._engine import Engine
 from geventconnpool._lease import UNSET, Lease, LoneLease, Unset
 from geventconnpool._lender import Lender, PoolLender
@@ -22,6 +22,11 @@ from geventconnpool._liveness import descriptor_of
 from geventconnpool._queue import Gate, Holds, Queue, Slot, Waiter
 from geventconnpool._retry import retry
 from geventconnpool._slots import Slots
+
+if TYPE_CHECKING:
+    from geventconnpool import events
+else:
+    from geventconnpool._late import events
 
 __all__ = ["DEFAULT_EXC_CLASSES", "ConnectionPool", "retry"]
 

@@ -14,13 +14,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "geventconnpool"
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 
-LEAVES = {"errors", "events", "_backoff", "_check"}
+LEAVES = {"errors", "events", "_backoff", "_late", "_check"}
 CLUSTER_LEAVES = {"cluster._endpoints", "cluster._outliers", "cluster._load"}
 # What the pure modules may import of ours.
 PURE = {
     **{name: set[str]() for name in LEAVES},
     "_budget": {"_check"},
-    **{name: {"_backoff", "_check"} for name in CLUSTER_LEAVES},
+    **{name: {"_backoff", "_late", "_check"} for name in CLUSTER_LEAVES},
     "_queue": LEAVES | {"cluster._endpoints"},
     "_slots": LEAVES | {"_queue", "cluster._endpoints"},
     "cluster._balancers": {"cluster._load"},
