@@ -284,7 +284,8 @@ class Lender(ABC):
         """Say whether what was handed to a waiter is still so when he runs."""
         if slot.state is not IN_USE or slot.doomed is DRAINED or slot.doomed not in PROVISIONAL:
             return False
-        if slot.since > slot.seen and slot.is_suspect(slot.since) and self._has_hung_up(slot):
+        may_be_dead = slot.seen < slot.pool.trouble_at or slot.since - slot.seen >= TRUSTED_FOR
+        if may_be_dead and slot.is_suspect(slot.since) and self._has_hung_up(slot):
             slot.pool.hung_up(slot, monotonic())
             self.engine.act()
             return False

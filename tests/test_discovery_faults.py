@@ -958,7 +958,7 @@ def test_the_addresses_of_a_host_in_a_list_follow_dns_and_stay_when_that_fails(s
         server.add_address("a.test", "127.0.0.7", 0)
         server.fault = None
         wait_until(lambda: is_at("127.0.0.7"))
-        assert pool.stats().discovery.state == "fresh"
+        pool.becomes("fresh")
         assert pool.heard_of(events.EndpointRemoved) == []
 
 

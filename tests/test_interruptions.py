@@ -1050,17 +1050,18 @@ def test_two_gets_can_both_be_hit_anywhere_when_the_endpoint_they_wait_for_goes(
 
 @some_pairs
 @pytest.mark.parametrize(
-    ("happening", "pairs"),
+    ("happening", "always", "perhaps"),
     [
-        ("handed over and ejected", ALL_FOUR | {(1, 3), (3, 1)}),  # who is not hit at first waits a second time
-        ("handed over and drained", ALL_FOUR | {(1, 3), (3, 1)}),
-        ("handed over and closed", {(1, 1), (2, 2)}),  # who is not hit at first is refused
+        # Who is not hit at first waits a second time, unless there is a connection again by then.
+        ("handed over and ejected", ALL_FOUR, {(1, 3), (3, 1)}),
+        ("handed over and drained", ALL_FOUR, {(1, 3), (3, 1)}),
+        ("handed over and closed", {(1, 1), (2, 2)}, set()),  # who is not hit at first is refused
     ],
     ids=["ejected", "drained", "closed"],
 )
 def test_two_gets_can_both_be_hit_anywhere_in_the_same_turn_as_an_endpoint_goes(
-    happening: str, pairs: set[tuple[int, int]], kinds: Any
+    happening: str, always: set[tuple[int, int]], perhaps: set[tuple[int, int]], kinds: Any
 ) -> None:
     attempt = partial(wait_while, happening, True)
 
-    assert at_every_pair(kinds, make_stage, attempt) == pairs
+    assert always <= at_every_pair(kinds, make_stage, attempt) <= always | perhaps
