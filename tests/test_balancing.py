@@ -433,6 +433,17 @@ def test_connects_under_way_are_load_when_a_call_begins_and_when_it_ends(balance
     assert load.cost == pytest.approx(0.001 * 4)
 
 
+def test_the_end_of_a_connect_says_nothing_about_when_an_endpoint_was_tried():
+    cluster = filled(A, B)
+    calls(cluster, 100, 0.05)
+    before = [cluster[endpoint].load.tried_at for endpoint in (A, B)]
+    for endpoint in (A, B):
+        cluster[endpoint].connected(cluster.shell.now)
+
+    assert [cluster[endpoint].load.tried_at for endpoint in (A, B)] == before
+    assert min(before) > cluster.shell.now - 1.0
+
+
 def test_what_opens_for_many_who_wait_is_spread():
     cluster = filled(*many(4), size=10, min_size=0)
     for _ in range(8):

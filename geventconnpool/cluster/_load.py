@@ -111,7 +111,6 @@ class Load:
 
     __slots__ = (
         "_at",
-        "_before",
         "_crowd",
         "_ended",
         "_high",
@@ -126,6 +125,7 @@ class Load:
         "_seconds",
         "_surprise",
         "base",
+        "called_at",
         "calm",
         "charged_at",
         "coming",
@@ -188,7 +188,8 @@ class Load:
         self.spent = peers.rounds
         self.quickest = 0.0  # seconds: what it is taken for if it is quicker
         # Trials.
-        self.tried_at = self._before = now  # when it was chosen last, and there was a connection for the call
+        self.tried_at = now  # when it was chosen last
+        self.called_at = now  # when it was chosen last, and there was a connection for the call
         self._is_trial = False  # it was chosen because it was to be tried
         self.trial_at = inf  # when a call went there to find out how it fares, that has not returned yet
         self.patience = FIRST_TRIAL  # seconds after which one does
@@ -292,7 +293,7 @@ class Load:
 
     def renew(self, now: float) -> None:
         """What was is no guide to what will be: it counts as the typical one, and has nothing to catch up with."""
-        self.tried_at = self._before = now
+        self.tried_at = self.called_at = now
         self.heard_at = now  # calls that began before are the past, and so is their age
         self.patience = FIRST_TRIAL
         self._ended = 0
@@ -323,7 +324,7 @@ class Load:
         in_flight = self.in_flight = self.in_flight - 1
         if not in_flight:
             self.look_at = self.later
-        if not self._low <= seconds <= self._high:
+        if in_flight > self.calm or not self._low <= seconds <= self._high:
             self.look_by(now + FINEST_LOOK)
         self._seconds += seconds
         self._crowd += in_flight
@@ -451,7 +452,7 @@ class Load:
 
     def chosen(self, in_flight: int, now: float) -> None:
         """A call goes there, where so many are in flight with it."""
-        self._before, self.tried_at = self.tried_at, now
+        self.tried_at = now
         self._is_trial = self.key < 0.0
         self.charge()
         self.weigh(in_flight, now)
@@ -473,7 +474,7 @@ class Load:
 
     def called(self, now: float) -> None:
         """There was a connection for that call."""
-        self.tried_at = self._before = now
+        self.tried_at = self.called_at = now
         if self._is_trial:
             self._is_trial = False
             self.is_troubled = True
@@ -483,13 +484,13 @@ class Load:
     def not_called(self) -> None:
         """There was none: if it was to be tried, it is to be tried still."""
         self._is_trial = False
-        self.tried_at = self._before
+        self.tried_at = self.called_at
 
     def missed(self, now: float) -> None:
         """The connection for the last call was dead: if that was to try it, it is to be tried by the next."""
         if self.trial_at < inf:
             self.trial_at = inf
-            self.tried_at = self._before = now - TRIAL
+            self.tried_at = self.called_at = now - TRIAL
 
 
 _KEY = attrgetter("key")

@@ -400,12 +400,21 @@ class Members:
             chosen = self._choose_or_grow(some, candidates, now)
         else:
             chosen = self._choose(candidates, now)
+        return self._take_from(chosen, now)
+
+    def _take_from(self, chosen: Member, now: float) -> Slot | None:
+        """Hand out a connection of one that was chosen, and has one."""
         if not chosen.pool.in_use:
             chosen.load.begin(now)
         slot = chosen.pool.take(now)
         chosen.load.called(now)
         chosen.weigh(now)
         return slot
+
+    def _try_out(self, member: Member, now: float) -> Slot | None:
+        """Hand out a connection of one that is to be tried, and has one."""
+        member.load.chosen(member.load.in_flight + member.load.coming + 1, now)
+        return self._take_from(member, now)
 
     def take_idle(self, now: float) -> Slot | None:  # noqa: C901 - a call of a function takes as long as all of a branch
         """Do the same in the usual case, without calling others; None if this is another.
@@ -434,8 +443,10 @@ class Members:
             load = self._catch_up(load)
         pool: Slots = load.pool
         idle = pool.idle
-        if not idle or load.keys[load.place] < 0.0:
+        if not idle:
             return None
+        if keys[load.place] < 0.0:
+            return self._try_out(load.member, now)
         in_flight = load.in_flight
         if not in_flight:  # as ``Load.begin`` has it
             overdue = now + load.base
@@ -444,7 +455,7 @@ class Members:
                 if overdue < peers.look_at:
                     peers.look_at = overdue
         # As ``Load.chosen`` and ``Load.called`` have it.
-        load.tried_at = now
+        load.tried_at = load.called_at = now
         if load.spent <= peers.rounds + peers.lag:
             load.spent += load.step
             load.price *= load.growth

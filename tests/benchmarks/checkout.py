@@ -11,7 +11,7 @@ from tests.benchmarks.rounds import QUICK_ROUNDS, ROUNDS, Loop, compare, timed
 from tests.benchmarks.standins import KEEPALIVE, Cluster, Floor, Pool, Recipe, allow_descriptors, places
 
 SIZE = 10  # connections; with 1,000 endpoints one to each
-SECONDS = 0.04  # for each contestant in each round
+SECONDS = 0.05  # for each contestant in each round
 FLOOR, RECIPE = "bare with over a deque (the floor)", "textbook recipe (2013)"
 SINGLE, CLUSTER, CLUSTER_1000 = "ours", "ours, cluster of 3", "ours, cluster of 1,000"
 RELATIVE = "of the recipe"

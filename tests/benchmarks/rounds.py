@@ -42,8 +42,10 @@ def microseconds(loop: Loop, number: int) -> float:
 
 
 def fitting(loop: Loop, seconds: float) -> int:
-    """Return how many turns of ``loop`` take about so many seconds of processor time."""
-    loop(100)  # the first call may be a dear one
+    """Return how many turns of ``loop`` take about so many seconds of processor time, when it has run for some time."""
+    started = process_time()
+    while process_time() - started < seconds:
+        loop(100)
     number = 10
     while (taken := microseconds(loop, number) * number / 1e6) < seconds / 10:
         number *= 4
@@ -62,7 +64,13 @@ def timed(loops: Mapping[str, Loop], rounds: int, seconds: float, figure: str = 
 
 
 def _contestant(loop: Loop, number: int, figure: str) -> Callable[[], Figures]:
-    return lambda: {figure: microseconds(loop, number)}
+    def run() -> Figures:
+        loop(
+            max(1, number // 4)
+        )  # warm: what others had in the caches meanwhile, and what a rest leads to, is no call's
+        return {figure: microseconds(loop, number)}
+
+    return run
 
 
 def compare(rows: Rows, base: str, figure: str, name: str) -> None:
