@@ -20,7 +20,7 @@ from tests.benchmarks.svg import Axis, Bar, bars
 from tests.servers import Redis, require
 
 DOCS = Path(__file__).parent.parent / "docs"
-ALONE = ("checkout", "contended", "growth", "import")  # groups that need nothing but us
+ALONE = ("checkout", "parts", "contended", "growth", "import")  # groups that need nothing but us
 SVG = "{http://www.w3.org/2000/svg}"
 
 
