@@ -354,6 +354,10 @@ class Nested:
         self._queue = queue
         self._next = -inf
 
+    def has_to_look(self, now: float) -> bool:
+        """Say whether it is time for a look, or none is to come."""
+        return now >= self._next or self.alarm == inf
+
     def look(self, greenlet: Any, now: float) -> None:
         """One more is about to wait."""
         if now < self._next:

@@ -19,7 +19,7 @@ from geventconnpool._engine import Engine
 from geventconnpool._lease import UNSET, Lease, LoneLease, Unset
 from geventconnpool._lender import Lender, PoolLender
 from geventconnpool._liveness import descriptor_of
-from geventconnpool._queue import Gate, Holds, Queue, Slot, Waiter
+from geventconnpool._queue import IN_USE, Gate, Holds, Queue, Slot, Waiter
 from geventconnpool._retry import retry
 from geventconnpool._slots import Slots
 
@@ -301,7 +301,8 @@ class LoneLender(PoolLender):
         waiter = Waiter(now, slots)
         slots.line_up(waiter)
         self.waits += 1
-        self._look_nested(now)
+        if self._nested.has_to_look(now):
+            self._look_nested(now)
         waiter.greenlet = me
         switch = engine.hub.switch
         try:
@@ -314,7 +315,16 @@ class LoneLender(PoolLender):
             waiter.greenlet = None
             if engine is self.engine:
                 self.wait_seconds += monotonic() - now
-        return self.claim(waiter, None)
+        slot = waiter.slot
+        if (
+            slot is None
+            or slot.state is not IN_USE
+            or slot.doomed
+            or slot.since != slot.seen
+            or slot.seen < slots.trouble_at
+        ):
+            return self.claim(waiter, None)
+        return waiter.claim()
 
     def hand_over(self, slot: Slot, now: float) -> None:
         try:

@@ -441,6 +441,8 @@ class Members:
         load = self._loads[place]
         if load.spent < peers.rounds - peers.lag:
             load = self._catch_up(load)
+        if not load.pool.idle and not self._grows:
+            load = self._idle_one(load, now)
         pool: Slots = load.pool
         idle = pool.idle
         if not idle:
@@ -474,6 +476,20 @@ class Members:
         slot.since = now
         pool.lent += 1
         return slot
+
+    def _idle_one(self, load: Load, now: float) -> Load:
+        """Choose among those that have a connection idle: the one chosen has none. Of many, look at the next few."""
+        if self._is_large:
+            for _ in range(DRAWS):
+                load = self._loads[self._least_of_a_few(now)]
+                if load.pool.idle:
+                    break
+            return load
+        least_key = inf
+        for other, key in zip(self._loads, self._keys, strict=True):
+            if key < least_key and other.pool.idle:
+                load, least_key = other, key
+        return load
 
     def _catch_up(self, load: Load) -> Load:
         """Put right what stands for less than it may, and choose again. Of many, only who would be chosen."""
