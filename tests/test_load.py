@@ -401,6 +401,18 @@ def charged(now=100.0):
     return load
 
 
+@pytest.mark.parametrize(("seconds", "is_news"), [(0.1, False), (0.105, False), (0.2, True), (0.05, True)])
+def test_the_end_of_a_call_is_news_if_it_took_longer_or_less_than_usual_also_when_it_was_overdue(seconds, is_news):
+    load = make(0.1)
+    load.in_flight = 1
+    load.oldest = 100.0
+    load.weigh(1, 100.2)
+    load.look_at = load.later = 200.0
+    load.returned(100.2 - seconds, 100.2)
+
+    assert load.look_at == pytest.approx(100.201 if is_news else 200.0)
+
+
 @pytest.mark.parametrize(("seconds", "factor"), [(0.05, 1.0), (0.5, 2.0)])
 def test_a_call_that_was_given_up_late_would_have_taken_longer(seconds, factor):
     load = make(0.1)

@@ -398,6 +398,8 @@ class Load:
             return
         peers = self.peers
         latency = peers.typical if self._latency is None else self._latency
+        news = NEWS * (latency + FLOOR)
+        self._low, self._high = latency - news, latency + news
         if self.was_given_up:
             latency *= 2.0
         if latency < self.quickest:
@@ -410,7 +412,6 @@ class Load:
         calm = self.calm = max(peers.level * unit, self._level)
         self.relief = 1.0 / (calm + unit)
         self.base = latency + FLOOR
-        self._low, self._high = latency - NEWS * self.base, latency + NEWS * self.base
         self._set_price()
         key = self.base * self.price
         if in_flight > calm:
