@@ -40,6 +40,11 @@ def checkouts(result: Result) -> str:
     return _bars(title, "microseconds of processor time", result["rows"], "us", is_log=True)
 
 
+def parts(result: Result) -> str:
+    title = "What a check-out is made of"
+    return _bars(title, "microseconds of processor time", result["rows"], "us", is_log=False)
+
+
 def contentions(result: Result) -> str:
     rows = {name.replace(", 5 connections each", ""): row for name, row in result["rows"].items()}
     title = "1,000 greenlets over 20 connections"
@@ -96,6 +101,7 @@ def importing(result: Result) -> str:
 
 PLOTS: dict[str, Callable[[Result], str]] = {
     "checkout": checkouts,
+    "parts": parts,
     "contended": contentions,
     "end-to-end": ends,
     "failover": failovers,
