@@ -15,13 +15,14 @@ from typing import Any
 import gevent
 
 from tests.benchmarks.rounds import AT_LEAST, QUICK_ROUNDS, Figures, Rows, alternate, compare
-from tests.benchmarks.standins import KEEPALIVE, Cluster, Pool, Recipe, places
+from tests.benchmarks.standins import KEEPALIVE, Cluster, FairFloor, Pool, Recipe, places
 
 GREENLETS, SIZE = 1000, 20
 CALLS = {
     True: 30,
     False: 100,
 }  # of each, with a switch in the block and without: to start a greenlet costs a call or so
+FAIR = "the least that is fair"
 RECIPE, SINGLE, CLUSTER = "textbook recipe (2013)", "ours", "ours, cluster of 4, 5 connections each"
 SWITCH, NONE = ", a switch in the block", ", none"
 FAIRNESS, RELATIVE = "fairness", "of the recipe"
@@ -54,7 +55,7 @@ def measure(is_quick: bool) -> dict[str, Any]:
         cluster = stack.enter_context(Cluster(places(4), SIZE // 4, keepalive=KEEPALIVE))
         single.wait(timeout=30)
         cluster.wait(timeout=30)
-        pools = {RECIPE: Recipe(SIZE), SINGLE: single, CLUSTER: cluster}
+        pools = {RECIPE: Recipe(SIZE), FAIR: FairFloor(SIZE), SINGLE: single, CLUSTER: cluster}
         rows: Rows = {}
         for text, has_switch in ((SWITCH, True), (NONE, False)):
             contestants: dict[str, Callable[[], Figures]] = {

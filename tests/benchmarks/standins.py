@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+from gevent import get_hub, getcurrent
 from gevent.lock import BoundedSemaphore
 
 from geventconnpool import ClusterPool, ConnectionPool, Endpoint
@@ -49,6 +50,49 @@ class Floor:
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self._free.append(self._lent)
+
+
+class FairFloor:
+    """The least that hands connections to who waits, in the order in which they came; nobody may be interrupted."""
+
+    def __init__(self, size: int) -> None:
+        self._free = deque(Wire() for _ in range(size))
+        self._waiting: deque[list[Any]] = deque()
+        self._hub: Any = get_hub()
+
+    def get(self) -> FairLease:
+        return FairLease(self)
+
+    def take(self) -> Wire:
+        if self._free:
+            return self._free.popleft()
+        place: list[Any] = [getcurrent(), None]
+        self._waiting.append(place)
+        self._hub.switch()
+        wire: Wire = place[1]
+        return wire
+
+    def put_back(self, wire: Wire) -> None:
+        if not self._waiting:
+            self._free.append(wire)
+            return
+        place = self._waiting.popleft()
+        place[1] = wire
+        self._hub.loop.run_callback(place[0].switch)
+
+
+class FairLease:
+    __slots__ = ("pool", "wire")
+
+    def __init__(self, pool: FairFloor) -> None:
+        self.pool = pool
+
+    def __enter__(self) -> Wire:
+        self.wire = self.pool.take()
+        return self.wire
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.pool.put_back(self.wire)
 
 
 class Recipe:
