@@ -31,6 +31,13 @@ what an endpoint has ``spent``, in rounds, and an endpoint that is a round ahead
 logarithm) dearer than it is: stride scheduling (Waldspurger and Weihl 1995), but latency may bend the shares. It counts
 for no more than ``EVEN`` in either direction, or ``WEIGHTED`` while weights differ, and one call: who is slower than
 that gets less. ``EVEN`` is small, because what looks like noise in the latencies is news of queues that others fill.
+
+What is compared is the ``key``: the cost, times a ``price`` of ``exp(STEP)`` for each round ahead. It stands in a list
+with those of the others, so that the least is found by ``min``; a call changes its own endpoint's, twice. That has to
+be quick, so it works with what was found out at the last look (``weigh``): the averages are brought up to date at looks.
+There is one within ``FINEST_LOOK`` of a call that took noticeably longer or less than usual (``NEWS``), or that ended
+among more others than usual; and when a call becomes overdue. A failure, a surprise, an interruption, or the first
+good call after one, is dealt with at once.
 """
 
 from __future__ import annotations
@@ -107,7 +114,7 @@ def _median_of_calls(loads: Sequence[Load]) -> float:
 
 
 class Load:
-    """How one endpoint fares. ``key`` is what is compared: the logarithm of the cost, and how far it is ahead."""
+    """How one endpoint fares."""
 
     __slots__ = (
         "_at",
