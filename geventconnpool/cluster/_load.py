@@ -34,7 +34,7 @@ that gets less. ``EVEN`` is small, because what looks like noise in the latencie
 
 What is compared is the ``key``: the cost, times a ``price`` of ``exp(STEP)`` for each round ahead. It stands in a list
 with those of the others, so that the least is found by ``min``; a call changes its own endpoint's, twice. That has to
-be quick, so it works with what was found out at the last look (``weigh``): the averages are brought up to date at looks.
+be quick, so it works with what was found out at the last look (``weigh``): averages are brought up to date at looks.
 There is one within ``FINEST_LOOK`` of a call that took noticeably longer or less than usual (``NEWS``), or that ended
 among more others than usual; and when a call becomes overdue. A failure, a surprise, an interruption, or the first
 good call after one, is dealt with at once.
