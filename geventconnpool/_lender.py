@@ -228,7 +228,6 @@ class Lender(ABC):
             slot = waiter.claim()
             if self._is_good(slot):
                 return slot
-            slot.pool.pass_on(slot, monotonic())
             self._ask_again(waiter, timeout)
         self.engine.queue.withdraw(waiter)
         if waiter.error is not None:
@@ -281,8 +280,9 @@ class Lender(ABC):
         return error
 
     def _is_good(self, slot: Slot) -> bool:
-        """Say whether what was handed to a waiter is still so when he runs."""
+        """Say whether what was handed to a waiter is still so when he runs; if it is not, it is taken back."""
         if slot.state is not IN_USE or slot.doomed is DRAINED or slot.doomed not in PROVISIONAL:
+            slot.pool.pass_on(slot, monotonic())
             return False
         may_be_dead = slot.seen < slot.pool.trouble_at or slot.since - slot.seen >= TRUSTED_FOR
         if may_be_dead and slot.is_suspect(slot.since) and self._has_hung_up(slot):

@@ -290,7 +290,7 @@ class LoneLender(PoolLender):
         self.slots.plan(monotonic())
         self.engine.act()
 
-    def borrow_later(self, given: float | Unset | None) -> Slot:
+    def borrow_later(self, given: float | Unset | None) -> Slot:  # noqa: C901 - as in a lease
         timeout = self.options.timeout if isinstance(given, Unset) else given
         slots, engine = self.slots, self.engine
         me = getcurrent()
@@ -300,6 +300,10 @@ class LoneLender(PoolLender):
         now = monotonic()
         waiter = Waiter(now, slots)
         slots.line_up(waiter)
+        if slots.idle:  # unless the collector has just ended the leases that all of them were waiting for
+            engine.queue.withdraw(waiter)
+            if not waiter.is_settled:
+                return super().borrow_later(timeout)
         self.waits += 1
         if self._nested.has_to_look(now):
             self._look_nested(now)
@@ -327,6 +331,9 @@ class LoneLender(PoolLender):
         return waiter.claim()
 
     def hand_over(self, slot: Slot, now: float) -> None:
+        if slot.pool is not self.slots or self.engine.is_inherited:  # in the child of a fork
+            self.give_back(slot, None)
+            return
         try:
             waiter = self.slots.handed_over(slot, now)
         except KeyError:  # nobody: the collector has ended another lease in between

@@ -332,7 +332,8 @@ class Load:
         if not in_flight:
             self.look_at = self.later
         if in_flight > self.calm or not self._low <= seconds <= self._high:
-            self.look_by(now + FINEST_LOOK)
+            self.later = min(self.later, now + FINEST_LOOK)
+            self.look_by(self.later)
         self._seconds += seconds
         self._crowd += in_flight
         self._last = now
@@ -501,7 +502,7 @@ class Load:
             self.tried_at = self.called_at = now - TRIAL
 
 
-_KEY = attrgetter("key")
+KEY = attrgetter("key")
 
 
 def least(loads: Sequence[Load]) -> Load:
@@ -510,9 +511,9 @@ def least(loads: Sequence[Load]) -> Load:
     This is one pass at the speed of C. How far an endpoint is behind with its share changes with every call that goes
     elsewhere; so that is looked at when one would be chosen for it, and then of all, or it would take a pass for each.
     """
-    load = min(loads, key=_KEY)
+    load = min(loads, key=KEY)
     if not load.is_behind():
         return load
     for each in loads:
         each.is_behind()
-    return min(loads, key=_KEY)
+    return min(loads, key=KEY)

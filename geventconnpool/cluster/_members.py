@@ -38,7 +38,7 @@ from geventconnpool._queue import ERROR, IN_USE, INTERRUPTED, KEPT, Queue, Slot,
 from geventconnpool._slots import Slots
 from geventconnpool.cluster._balancers import Balancer, PeakEWMA, effective_weight
 from geventconnpool.cluster._endpoints import Endpoint, is_changed
-from geventconnpool.cluster._load import LEAST_UNIT, Load, Peers, least
+from geventconnpool.cluster._load import KEY, LEAST_UNIT, Load, Peers, least
 from geventconnpool.cluster._outliers import OutlierDetection, Tally, Window
 from geventconnpool.errors import PoolClosed, PoolUnavailable
 
@@ -432,13 +432,14 @@ class Members:
         number = len(keys)
         if number == 3:  # the usual number; min() takes four times as long
             a, b, c = keys
-            place = (0 if a <= c else 2) if a <= b else 1 if b <= c else 2
+            load = self._loads[(0 if a <= c else 2) if a <= b else 1 if b <= c else 2]
+        elif number > self._sample:
+            load = self._least_of_a_few(now)
         else:
             try:
-                place = keys.index(min(keys)) if number <= self._sample else self._least_of_a_few(now)
+                load = self._loads[keys.index(min(keys))]
             except ValueError:  # the collector has ended a lease in between
                 return None
-        load = self._loads[place]
         if load.spent < peers.rounds - peers.lag:
             load = self._catch_up(load)
         if not load.pool.idle and not self._grows:
@@ -447,7 +448,7 @@ class Members:
         idle = pool.idle
         if not idle:
             return None
-        if keys[load.place] < 0.0:
+        if load.keys[load.place] < 0.0:
             return self._try_out(load.member, now)
         in_flight = load.in_flight
         if not in_flight:  # as ``Load.begin`` has it
@@ -469,7 +470,7 @@ class Members:
         in_flight += load.coming
         if in_flight > load.calm:
             key *= (in_flight + load.unit) * load.relief
-        keys[load.place] = key
+        load.keys[load.place] = key
         # As ``Slots.take`` has it.
         slot = idle.pop() if pool.lifo else idle.popleft()
         slot.state = IN_USE
@@ -481,7 +482,7 @@ class Members:
         """Choose among those that have a connection idle: the one chosen has none. Of many, look at the next few."""
         if self._is_large:
             for _ in range(DRAWS):
-                load = self._loads[self._least_of_a_few(now)]
+                load = self._least_of_a_few(now)
                 if load.pool.idle:
                     break
             return load
@@ -525,8 +526,8 @@ class Members:
     def _has_one_weight(self) -> bool:
         return len({member.full_weight for member in self._eligible}) <= 1
 
-    def _least_of_a_few(self, now: float) -> int:
-        """Return where the least key is of the next few of many, that stand in no order; and look at whose turn it is.
+    def _least_of_a_few(self, now: float) -> Load:
+        """Return the one with the least key of the next few of many, in no order; and look at whose turn it is.
 
         They are other neighbours the next time round.
         """
@@ -536,10 +537,11 @@ class Members:
         place, other = first if a <= b else first + 1, first + 2 if c <= d else first + 3
         if keys[other] < keys[place]:
             place = other
-        if now >= loads[place].look_at or now >= loads[~first].look_at:
-            self._look_at([load.member for load in (loads[~first], *loads[first : first + DRAWS])], now)
-            place = keys.index(min(keys[first : first + DRAWS]), first)
-        return place
+        if now < loads[place].look_at and now < loads[~first].look_at:
+            return loads[place]
+        some = loads[first : first + DRAWS]
+        self._look_at([load.member for load in (loads[~first], *some)], now)
+        return min(some, key=KEY)
 
     def _choose_or_grow(self, some: Sequence[Member], candidates: Sequence[Member], now: float) -> Member:
         """Choose; if one that has none idle is preferred, have it open one, and choose among the others."""
