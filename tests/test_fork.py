@@ -429,3 +429,47 @@ def test_a_parent_that_forks_often_keeps_nothing_of_it(told):
 @scene("takes_its_time")
 def test_a_fork_with_a_thousand_connections_takes_no_longer_and_switches_to_nobody(told):
     assert told == [0, True]
+
+
+HANDS_OVER = """
+import os, sys
+import gevent
+from geventconnpool import ConnectionPool
+
+parent = os.getpid()
+
+class Connection:
+    def __init__(self):
+        self.made_by = os.getpid()
+
+class Pool(ConnectionPool):
+    def _new_connection(self):
+        gevent.sleep(0.2 if os.getpid() != parent else 0)
+        return Connection()
+
+pool = Pool(1)
+pool.wait()
+got = []
+
+def get():
+    with pool.get() as c:
+        got.append(c.made_by)
+
+with pool.get():
+    gevent.spawn(get)
+    gevent.sleep(0.01)
+    child = os.fork()
+    if not child:
+        waiter = gevent.spawn(get)
+        gevent.sleep(0.01)
+if not child:
+    waiter.join(5)
+    os._exit(got != [os.getpid()])
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_who_waits_in_a_child_is_not_handed_what_a_block_of_the_parent_gives_back_there():
+    done = subprocess.run([sys.executable, "-c", HANDS_OVER], cwd=Path(__file__).parents[1], timeout=30, check=False)
+
+    assert done.returncode == 0

@@ -1457,6 +1457,7 @@ def test_a_connection_is_looked_at_for_a_waiter_too_if_there_was_a_failure_befor
 
     assert lent is not handed
     assert causes(pool) == {"error": 1, "stale": 1}
+    assert pool.stats().gets == 3
 
 
 # -- how it is done ----------------------------------------------------------------------------------------------------

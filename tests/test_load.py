@@ -413,6 +413,17 @@ def test_the_end_of_a_call_is_news_if_it_took_longer_or_less_than_usual_also_whe
     assert load.look_at == pytest.approx(100.201 if is_news else 200.0)
 
 
+def test_the_news_of_a_call_is_not_forgotten_for_the_next_that_is_none():
+    load = make(0.1)
+    load.in_flight = 2
+    load.weigh(2, 100.0)
+    load.look_at = load.later = 200.0
+    load.returned(99.7, 100.0)
+    load.returned(99.9002, 100.0002)
+
+    assert load.look_at == pytest.approx(100.001)
+
+
 @pytest.mark.parametrize(("seconds", "factor"), [(0.05, 1.0), (0.5, 2.0)])
 def test_a_call_that_was_given_up_late_would_have_taken_longer(seconds, factor):
     load = make(0.1)
