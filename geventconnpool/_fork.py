@@ -5,7 +5,7 @@ timers. It must not use any, and not even let them be collected: the ``__del__``
 on the parent's socket.
 
 Three things see to that. ``stamp[0]`` is another number in a child, however it was forked: it is in a page that the
-kernel wipes (``MADV_WIPEONFORK``, Linux 4.14), and where there is none it is the process id. Everything of ours
+kernel wipes (``MADV_WIPEONFORK``, Linux 4.14), and where there is none it goes by the process id. Everything of ours
 compares it with the number it began with, before it acts. What was inherited is buried: kept, untouched, until the
 process ends, and then not finalized either. It is held from before the fork on: a forgotten pool whose cycle nobody has
 collected yet would be finalized, connections and all, if the collector came in a hook of somebody else, before ours.
@@ -34,28 +34,17 @@ class Stamp(Protocol):
     def __setitem__(self, index: int, number: int, /) -> None: ...
 
 
-class ProcessId:
-    """The stamp where the kernel wipes no pages: eight times slower, and as good."""
-
-    def __getitem__(self, index: int, /) -> int:
-        return os.getpid()
-
-    def __setitem__(self, index: int, number: int, /) -> None:
-        raise NotImplementedError("the system gives process ids")
-
-
 class OwnNumber:
-    """A number that is zero in a child, where the kernel wipes no pages."""
+    """A number that is zero in a child until it is set there, where the kernel wipes no pages: slower, and as good."""
 
     def __init__(self) -> None:
-        self._process = os.getpid()
-        self._number = 0
+        self[0] = 0
 
     def __getitem__(self, index: int, /) -> int:
         return self._number if os.getpid() == self._process else 0
 
     def __setitem__(self, index: int, number: int, /) -> None:
-        self._number = number
+        self._process, self._number = os.getpid(), number
 
 
 class Heir(Protocol):
@@ -110,7 +99,7 @@ def place() -> Stamp:
 get_ident: Any = get_original("_thread", "get_ident")  # of the native thread, patched or not
 _here: Any = get_original("_thread", "_local")()  # of each native thread
 _rest = make_page()  # of a page, not used yet
-stamp: Stamp = ProcessId() if _rest is None else make_number()
+stamp = make_number()
 _generation = 0  # of processes, counted along one line of descent
 _living: WeakSet[Any] = WeakSet()
 _graveyard: list[Any] = []
