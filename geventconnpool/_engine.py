@@ -304,9 +304,8 @@ class Engine:
             if timeout is not None:
                 timer = self.hub.loop.timer(timeout)
                 timer.start(self._expire, sleeper, update=True)
-            switch = self.hub.switch
             while not sleeper.is_settled:
-                switch()
+                self.hub.switch()
         finally:
             sleeper.greenlet = None
             if timer is not None:

@@ -103,20 +103,18 @@ class LoneLease(_QuickLease[C]):
         idle = slots.idle
         if self.slot is not None or get_ident() != lender.place[0]:
             return Lease.__enter__(self)
-        if not idle:
+        if idle:
+            now = monotonic()
+            slot = idle.pop() if slots.lifo else idle.popleft()
+            slot.state = IN_USE
+            slot.since = now
+            slots.lent += 1
+            if now - slot.seen >= TRUSTED_FOR or slot.seen < slots.trouble_at:
+                self.slot = USED
+                slot = lender.look_closer(slot, now) or lender.borrow(self.timeout)
+        else:
             self.slot = USED
-            slot = self.slot = lender.borrow_later(self.timeout)
-            slot.owner = getcurrent()
-            lent: C = slot.connection
-            return lent
-        now = monotonic()
-        slot = idle.pop() if slots.lifo else idle.popleft()
-        slot.state = IN_USE
-        slot.since = now
-        slots.lent += 1
-        if now - slot.seen >= TRUSTED_FOR or slot.seen < slots.trouble_at:
-            self.slot = USED
-            slot = lender.look_closer(slot, now) or lender.borrow(self.timeout)
+            slot = lender.borrow_later(self.timeout)
         slot.owner = getcurrent()
         self.slot = slot
         connection: C = slot.connection

@@ -68,13 +68,14 @@ class Lender(ABC):
     anew in the child: nothing is connected before the first use there.
     """
 
-    lease: type[Lease[Any]] = Lease
+    quick_lease: type[Lease[Any]] = Lease  # where all connections are reusable
 
     def __init__(self, options: Options, name: str, hooks: weakref.ref[Any]) -> None:
         self.name = name
         self.options = options
         self._hooks = hooks
         self.asks_reusable = options.asks_reusable
+        self.lease = Lease if options.asks_reusable else self.quick_lease
         self.inherited: dict[int, Slot] = {}  # what this process must not touch, by id(connection)
 
     def begin(self, engine: Engine) -> None:

@@ -219,9 +219,7 @@ class Slots:
         if not self.idle:
             return None
         slot = self._next()
-        slot.state = IN_USE
-        slot.since = now
-        self.lent += 1
+        self._lend(slot, now)
         return slot
 
     def _set_order(self) -> None:

@@ -272,10 +272,10 @@ def _without_cycle(pool: Any, on_event: Callable[[events.Event], object] | None)
 class LoneLender(PoolLender):
     """A pool by itself: it has an engine of its own."""
 
+    quick_lease = LoneLease
+
     def __init__(self, options: Options, pool: Any) -> None:
         super().__init__(options, options.name, weakref.ref(pool))
-        if not options.asks_reusable:
-            self.lease = LoneLease
         self._may_be_long = options.max_waiting == inf  # else each has to be counted
         self.begin_here()
 

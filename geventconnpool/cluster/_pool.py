@@ -293,11 +293,11 @@ class Plan:
 class ClusterLender(Lender):
     """All endpoints of a cluster as one place to borrow from."""
 
+    quick_lease = ClusterLease
+
     def __init__(self, options: Options, plan: Plan, pool: Any) -> None:
         super().__init__(options, options.name, weakref.ref(pool))
         self._plan = plan
-        if not options.asks_reusable:
-            self.lease = ClusterLease
         self._balancer: Balancer | None = _make_balancer(plan.balancer)  # bad input is refused at once
         self.begin_here()
 
