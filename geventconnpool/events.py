@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["connects", "keepalives", "calls"]
 Reason = Literal["consecutive_failures", "failure_percentage"]
+Verdict = Literal["next", "eligible", "busy", "standby", "ejected", "draining"]
 DiscoveryState = Literal["starting", "fresh", "stale", "held", "empty", "unavailable"]
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "EndpointUpdated",
     "Event",
     "EventsDropped",
+    "Explanation",
     "HookFailed",
     "KeepaliveFailed",
     "KeepaliveRecovered",
@@ -237,8 +239,9 @@ class EndpointStats:
     """How one endpoint of a cluster stands.
 
     ``latency`` is the average of its calls in seconds, hand-out to return (None before the first). ``failures`` are the
-    failures in a row per kind. ``until`` is in ``time.monotonic()`` seconds: the next probe of an ejected endpoint,
-    the forced close of a draining one, else None.
+    failures in a row per kind. ``since`` and ``until`` are in ``time.monotonic()`` seconds: ``since`` is when the
+    present ``state`` began, ``until`` the next probe of an ejected endpoint, the forced close of a draining one, else
+    None.
     """
 
     endpoint: Endpoint
@@ -250,6 +253,28 @@ class EndpointStats:
     until: float | None
     last_error: BaseException | None
     pool: PoolStats
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why an endpoint would, or would not, be chosen for a call that comes now. ``str()`` of it is one line.
+
+    ``verdict``: ``"next"`` would be chosen; ``"eligible"`` is compared with that one, and another is preferred;
+    ``"busy"`` is eligible, but has no connection idle; ``"standby"`` is available, in a priority that is not needed;
+    ``"ejected"`` and ``"draining"`` get no calls. ``why`` is that in words, with the numbers that decide. ``cost`` is
+    what a call there counts for when :class:`PeakEWMA` compares, in seconds: the time that it is expected to take, and
+    a millisecond (:doc:`balancing`). None with other balancers, of who is not eligible, and while an endpoint is due to
+    be tried whatever that costs.
+    """
+
+    endpoint: Endpoint
+    verdict: Verdict
+    why: str
+    cost: float | None
+
+    def __str__(self) -> str:
+        return f"{self.endpoint}: {self.verdict}: {self.why}"
 
 
 @dataclass(frozen=True, slots=True)

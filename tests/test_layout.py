@@ -29,6 +29,7 @@ PURE = {
     "cluster._wire": set(),
     "cluster._refresh": LEAVES | {"cluster._endpoints"},
     "cluster._subset": {"cluster._balancers", "cluster._endpoints", "cluster._load"},
+    "cluster._explain": {"_check", "_slots", "events", "cluster._load", "cluster._members"},
     "cluster._members": LEAVES | CLUSTER_LEAVES | {"_queue", "_slots", "cluster._balancers"},
 }
 # Functions of packages that are not pure, which are.

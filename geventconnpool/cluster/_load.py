@@ -444,11 +444,22 @@ class Load:
             if due < self.peers.look_at:
                 self.peers.look_at = due
 
+    @property
+    def _behind(self) -> float:
+        """How many rounds it stands for less than it may."""
+        peers = self.peers
+        return 0.0 if self.key < 0.0 else max(0.0, peers.rounds - peers.lag - self.spent)
+
+    @property
+    def next_key(self) -> float:
+        """The key that counts for the next choice: what stands for less than it may is put right before."""
+        behind = self._behind
+        return self.key * (self._price_of(self.spent + behind) / self.price) if behind else self.key
+
     def is_behind(self) -> bool:
         """Say whether it stood for less than it may; then that is put right."""
-        peers = self.peers
-        behind = peers.rounds - peers.lag - self.spent
-        if behind <= 0.0 or self.key < 0.0:
+        behind = self._behind
+        if not behind:
             return False
         self.spent += behind
         before = self.price
@@ -457,7 +468,10 @@ class Load:
         return True
 
     def _set_price(self) -> None:
-        self.price = exp(min(max(STEP * (self.spent - self.peers.start), -STEEPEST), STEEPEST))
+        self.price = self._price_of(self.spent)
+
+    def _price_of(self, spent: float) -> float:
+        return exp(min(max(STEP * (spent - self.peers.start), -STEEPEST), STEEPEST))
 
     def chosen(self, in_flight: int, now: float) -> None:
         """A call goes there, where so many are in flight with it."""

@@ -104,6 +104,7 @@ class Member:
         self.pool = pool
         self.weight = members.weight_of(endpoint)
         self.state: Literal["active", "ejected", "draining"] = ACTIVE
+        self.since = now  # when it became that
         self.was_ejected = False  # what a draining member goes back to
         self.until = inf  # next probe if ejected, forced close if draining
         self.failures: dict[events.Kind, int] = {CONNECTS: 0, KEEPALIVES: 0, CALLS: 0}
@@ -112,6 +113,7 @@ class Member:
         self._proven_at = GOOD_CALLS_IN_A_ROW  # number of good calls from which on a failure is no relapse
         self.last_error: BaseException | None = None
         self.ejections = 0
+        self.ejection: events.EndpointEjected | None = None  # the last
         self.relapses = 0
         self.is_spared = False  # it would be ejected, were it not for the limit; until its next good call
         self.is_on_trial = False  # readmitted, and not yet proven by good calls in a row: a failure is a relapse
@@ -119,7 +121,10 @@ class Member:
         self.is_probing = False
         self.is_cut = False  # calls were in flight when its time to drain was over
         self.load = Load(members.peers_of(endpoint), now, self, pool)
-        self._slow_until = -inf  # its weight grows until then
+        self.slow_until = -inf  # its weight grows until then
+
+    def enter(self, state: Literal["active", "ejected", "draining"], now: float) -> None:
+        self.state, self.since = state, now
 
     @property
     def in_flight(self) -> int:
@@ -185,15 +190,15 @@ class Member:
 
     def is_slow(self, now: float) -> bool:
         """Say whether it does not have its full weight yet."""
-        return self._slow_until > now
+        return self.slow_until > now
 
     def start_slowly(self, now: float) -> None:
         self.load.renew(now)
-        self._slow_until = now + self._members.slow_start
+        self.slow_until = now + self._members.slow_start
 
     def _share(self, now: float) -> float:
         """Return how much of its weight counts during slow start: from a tenth to all of it, linearly (as in Envoy)."""
-        left = self._slow_until - now
+        left = self.slow_until - now
         return 1.0 if left <= 0.0 else 1.0 - (1.0 - LEAST_SHARE) * left / self._members.slow_start
 
     # Reports, as ``_queue.Observer`` says.
@@ -201,9 +206,7 @@ class Member:
     def connected(self, now: float) -> None:
         self.failures[CONNECTS] = 0
         self.load.not_called()
-        if self.pool.in_use == 1 and self.load.oldest == inf:
-            self.load.begin(now)
-        self.weigh(now)
+        self.changed(now)
 
     def connect_failed(self, error: BaseException, now: float) -> None:
         self._members.failed(self, CONNECTS, error, now)
@@ -247,6 +250,8 @@ class Member:
         self.load.missed(now)
 
     def changed(self, now: float) -> None:
+        if self.pool.in_use == 1 and self.load.oldest == inf:
+            self.load.begin(now)
         self.weigh(now)
 
     def emptied(self) -> None:
@@ -504,7 +509,7 @@ class Members:
         for number, load in enumerate(self._loads):
             load.keys, load.place = [self._keys[number]], 0
         self._loads = []
-        if type(self._balancer) is PeakEWMA and (not self._is_large or self._has_one_weight):
+        if self.has_costs and (not self._is_large or self._has_one_weight):
             self._loads = [member.load for member in self._eligible]
         if self._is_large:
             self._rng.shuffle(self._loads)
@@ -648,6 +653,24 @@ class Members:
                 raise  # it switched, and its caller was interrupted
             self.queue.news.append(events.HookFailed(self.name, None, "choose", error))
             return candidates[0]
+
+    def ranking(self, now: float) -> list[Member]:
+        """Return who is eligible, who is to be chosen first at first; in any order if that is not a matter of keys."""
+        if now >= self.peers.look_at:
+            self._look(now)
+        if self.is_ranked:
+            return sorted(self._eligible, key=lambda member: member.load.next_key)
+        return list(self._eligible)
+
+    @property
+    def has_costs(self) -> bool:
+        """Whether the keys decide."""
+        return type(self._balancer) is PeakEWMA
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether they do among all who are eligible, and not among a few of them at a time."""
+        return self.has_costs and not self._is_large
 
     @transition
     def ask_for(self, waiter: Waiter, now: float, *, again: bool = False) -> None:
@@ -813,7 +836,7 @@ class Members:
         if member.state is DRAINING:
             return
         member.was_ejected = member.state is EJECTED
-        member.state = DRAINING
+        member.enter(DRAINING, now)
         member.is_probing = False
         member.until = now + self._drain_timeout
         self.queue.news.append(events.EndpointRemoved(self.name, member.endpoint))
@@ -822,7 +845,7 @@ class Members:
     def _return_from_drain(self, member: Member, now: float) -> None:
         self.queue.news.append(events.EndpointAdded(self.name, member.endpoint))
         if member.was_ejected:
-            member.state = EJECTED
+            member.enter(EJECTED, now)
             member.until = now
         else:
             self._activate(member, now)
@@ -916,15 +939,14 @@ class Members:
         if kind is CALLS and member.is_on_trial and not outlier.is_longest(member.relapses):
             member.relapses += 1
         seconds = outlier.ejection_time(member.relapses, self._rng)
-        member.state = EJECTED
+        member.enter(EJECTED, now)
         member.is_spared = False
         member.ejections += 1
         member.failed_probes = 0
         member.until = now + seconds
         member.forget_failures()
-        self.queue.news.append(
-            events.EndpointEjected(self.name, member.endpoint, kind, seconds, member.last_error, reason)
-        )
+        member.ejection = events.EndpointEjected(self.name, member.endpoint, kind, seconds, member.last_error, reason)
+        self.queue.news.append(member.ejection)
         member.pool.suspend(_queue.EJECTED)
         self._turn()
         self._ask(now)
@@ -965,7 +987,7 @@ class Members:
         self._eligibility_changed(now)
 
     def _activate(self, member: Member, now: float) -> None:
-        member.state = ACTIVE
+        member.enter(ACTIVE, now)
         member.until = inf
         self._window.restart()
         member.pool.resume(now)

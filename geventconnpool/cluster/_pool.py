@@ -30,6 +30,7 @@ from geventconnpool._slots import Slots
 from geventconnpool._worker import Slice
 from geventconnpool.cluster._balancers import Balancer, PeakEWMA
 from geventconnpool.cluster._endpoints import Endpoint, NoRecords, Resolution, parse_service
+from geventconnpool.cluster._explain import describe, explain
 from geventconnpool.cluster._members import Change, ClusterQueue, Member, Members
 from geventconnpool.cluster._outliers import OutlierDetection
 from geventconnpool.cluster._refresh import Refresh
@@ -385,7 +386,7 @@ class ClusterLender(Lender):
         """Describe the endpoints, those that do not serve first, as many as one wants to read."""
         now = monotonic()
         members = sorted(self.members, key=lambda member: member.state == "active")
-        places = [_describe(member, now) for member in members[:DESCRIBED]]
+        places = [describe(member, now) for member in members[:DESCRIBED]]
         if len(members) > DESCRIBED:
             places.append(f"and {len(members) - DESCRIBED} more")
         if self.discovery.last_error is not None:
@@ -393,6 +394,12 @@ class ClusterLender(Lender):
         elif not members and not self.members.is_empty:
             places.append("discovery has not answered yet")
         return places
+
+    def explain(self) -> tuple[events.Explanation, ...]:
+        self.check_place()
+        explanations = tuple(explain(self.members, monotonic()))
+        self.engine.act()
+        return explanations
 
     @property
     def last_error(self) -> BaseException | None:
@@ -430,6 +437,7 @@ def _endpoint_stats(member: Member) -> events.EndpointStats:
         until=member.until if isfinite(member.until) else None,
         last_error=member.last_error,
         pool=member.pool.facade.stats(),
+        since=member.since,
     )
 
 
@@ -444,19 +452,6 @@ def _sum(name: str, pools: Iterable[events.PoolStats]) -> events.PoolStats:
         elif field.name not in total:
             total[field.name] = sum(getattr(pool, field.name) for pool in pools)
     return events.PoolStats(**total)
-
-
-def _describe(member: Member, now: float) -> str:
-    text = f"{member.endpoint} {member.state}, in use {member.in_flight}"
-    if member.last_error is not None:
-        text += f", last failure {show(member.last_error)}"
-    pool = member.pool
-    if isfinite(member.until) and member.state == "ejected":
-        text += f", next probe in {max(0.0, member.until - now):.1f} s"
-    elif member.state == "active" and pool.failures and not pool.open:
-        due = max(0.0, pool.retry_at - now)
-        text += ", connecting now" if pool.connecting else f", next connect in {due:.1f} s"
-    return text
 
 
 class EndpointPool(ConnectionPool[C]):
@@ -662,6 +657,16 @@ class ClusterPool(Borrowing[C]):
     def stats(self) -> events.ClusterStats:
         """Return how the cluster stands, as a frozen value: totals, each endpoint, discovery. Never switches."""
         return self._lender.stats()
+
+    def explain(self) -> tuple[events.Explanation, ...]:
+        """Return, for each endpoint, why a call that came now would go there or not.
+
+        ``print(*pool.explain(), sep="\\n")`` shows it. Those who may serve come first, with :class:`PeakEWMA` in the
+        order in which they would be chosen; who is chosen by another balancer, or of more than 32 endpoints, only the
+        choice itself shows. What :func:`retry` avoids is not taken into account. Never switches; raises
+        :class:`RuntimeError` in any native thread but that of the pool.
+        """
+        return self._lender.explain()
 
     @property
     def size(self) -> int:
