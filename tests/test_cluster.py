@@ -1205,9 +1205,10 @@ GARBAGE: list[Any] = [None, [A], (A,), 5, Resolution, lambda: Resolution((A, A))
 
 
 def test_whatever_a_resolver_does_is_a_failed_look_up_and_it_is_asked_again():
-    resolvers = [Asked(answer) for answer in FAILURES + GARBAGE]
-    pools = [Cluster(resolver) for resolver in resolvers]
-    for resolver, pool, answer in zip(resolvers, pools, FAILURES + GARBAGE, strict=True):
+    pools = []
+    for answer in FAILURES + GARBAGE:
+        resolver = Asked(answer)
+        pools.append(pool := Cluster(resolver))
         with pytest.raises(PoolTimeout, match="discovery fails"):
             pool.call(0.01)
         told = pool.stats().discovery
