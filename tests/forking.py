@@ -345,7 +345,7 @@ def looks() -> Any:
         told = [counters(pool) == NOTHING, pool.closed, pool.size, " 0 idle" in repr(pool)]
         told += [pool.exc_classes == (OSError,), pool.keepalive]
         if KIND != "lone":
-            told += [len(pool.pools) >= 0, bool(repr(pool.pools)), pool.endpoint_of(kept).host]
+            told += [len(pool.pools) >= 0, bool(repr(pool.pools)), pool.endpoint_of(kept).host, pool.explain() == ()]
         return told
 
     def job() -> Any:

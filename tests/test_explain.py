@@ -206,10 +206,10 @@ def test_an_ejected_endpoint_tells_of_its_probes():
     cluster.fail(B)
     cluster.probe(B, good=False)
 
-    assert why(cluster, B).endswith("last failure OSError('refused'); 1 probes failed; next probe in 0.75 s")
+    assert why(cluster, B).endswith("last failure OSError('refused'); probes failed: 1; next probe in 0.75 s")
     cluster.close_all()
     cluster.run_to(cluster[B].until)
-    assert why(cluster, B).endswith("1 probes failed; being probed now")
+    assert why(cluster, B).endswith("probes failed: 1; being probed now")
 
 
 def test_an_endpoint_of_a_later_priority_stands_by():
@@ -274,7 +274,7 @@ def test_to_ask_changes_nothing(seed):
     assert play(seed, look=True)[0] == play(seed, look=False)[0]
 
 
-class Idle(ClusterPool):
+class Idle(ClusterPool[object]):
     def _new_connection(self, endpoint):
         return object()
 
@@ -295,6 +295,13 @@ def test_a_pool_that_is_used_for_the_first_time_explains_that_it_connects():
             "127.0.0.1:1: busy: a call counts as 3 ms; no call has ended yet; 0 in flight, 2 to come, "
             "where 0.0 is usual; no connection is idle: 0 of 2 in use, 2 connecting"
         ]
+
+
+def test_there_is_nothing_to_tell_of_a_pool_that_is_closed():
+    pool = Idle([("127.0.0.1", 1)], 1)
+    pool.close()
+
+    assert pool.explain() == ()
 
 
 def test_another_thread_may_not_ask():

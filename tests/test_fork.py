@@ -147,7 +147,7 @@ def test_a_child_that_never_uses_its_pool_opens_keeps_alive_and_closes_nothing(t
 @scene("looks")
 def test_a_look_at_the_pool_in_a_child_neither_switches_nor_connects(told, kind):
     (seen, switches, calls), is_unchanged, parent = told
-    cluster = [] if kind == "lone" else [True, True, "127.0.0.1"]
+    cluster = [] if kind == "lone" else [True, True, "127.0.0.1", True]
 
     assert seen == [True, False, 2, True, True, 0.0, *cluster]
     assert (switches, calls) == (0, [])

@@ -44,8 +44,9 @@ def explain(members: Members, now: float) -> Iterator[events.Explanation]:
         cost = load.cost if members.has_costs and load.key > 0.0 else None
         why = _costly(member, cost, now) if members.has_costs else _plain(member)
         yield events.Explanation(member.endpoint, verdict, "; ".join([*why, *_limits(member, now)]), cost)
+    told = set(ranking)
     for member in members:
-        if member not in ranking:
+        if member not in told:
             yield _not_eligible(member, ranking, now)
 
 
@@ -137,7 +138,7 @@ def _ejected(member: Member, now: float) -> Iterator[str]:
     if member.last_error is not None:
         yield f"last failure {show(member.last_error)}"
     if member.failed_probes:
-        yield f"{member.failed_probes} probes failed"
+        yield f"probes failed: {member.failed_probes}"
     yield "being probed now" if member.is_probing else f"next probe in {_time(max(0.0, member.until - now))}"
 
 

@@ -396,7 +396,9 @@ class ClusterLender(Lender):
         return places
 
     def explain(self) -> tuple[events.Explanation, ...]:
-        self.check_place()
+        if self.is_shut or self.engine.is_inherited:
+            return ()
+        self._look_round()
         explanations = tuple(explain(self.members, monotonic()))
         self.engine.act()
         return explanations
@@ -663,8 +665,9 @@ class ClusterPool(Borrowing[C]):
 
         ``print(*pool.explain(), sep="\\n")`` shows it. Those who may serve come first, with :class:`PeakEWMA` in the
         order in which they would be chosen; who is chosen by another balancer, or of more than 32 endpoints, only the
-        choice itself shows. What :func:`retry` avoids is not taken into account. Never switches; raises
-        :class:`RuntimeError` in any native thread but that of the pool.
+        choice itself shows. What :func:`retry` avoids is not taken into account. Of a pool that is closed, or was made
+        before a fork and not used since, there is nothing to tell. Never switches; raises :class:`RuntimeError` in any
+        native thread but that of the pool.
         """
         return self._lender.explain()
 
