@@ -182,6 +182,26 @@ def test_a_slow_first_call_is_a_surprise():
     assert loads[2].latency == 0.4
 
 
+def test_what_is_no_surprise_to_the_others_is_none_to_one_that_is_new():
+    loads = several(0.1, 0.1, 0.1, None)
+    for load in loads[:3]:
+        load.measured(0.3, 0, 100.0)  # each may take that long: only 0.925 s would be a surprise
+    compare(loads)
+    loads[3].measured(0.6, 0, 100.0)
+
+    assert loads[3].latency == pytest.approx((5 * 0.2 + 0.6) / 6)
+
+
+def test_what_surprises_the_others_surprises_one_that_is_new():
+    loads = several(0.1, 0.1, 0.1, None)
+    for load in loads[:3]:
+        load.measured(0.3, 0, 100.0)
+    compare(loads)
+    loads[3].measured(0.95, 0, 100.0)
+
+    assert loads[3].latency == 0.95
+
+
 def test_one_that_is_renewed_is_as_new():
     loads = several(0.1, 0.2, 5.0)
     old = loads[2]

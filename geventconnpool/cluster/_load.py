@@ -68,7 +68,19 @@ LEAST_UNIT = 0.01  # a call adds no more than 100 rounds: who had one serves aga
 class Peers:
     """What the loads of one priority of a cluster have in common, and are compared by."""
 
-    __slots__ = ("is_even", "lag", "level", "look_at", "rounds", "start", "turn", "typical", "usual", "weight")
+    __slots__ = (
+        "is_even",
+        "lag",
+        "level",
+        "look_at",
+        "rounds",
+        "start",
+        "surprise",
+        "turn",
+        "typical",
+        "usual",
+        "weight",
+    )
 
     def __init__(self) -> None:
         self.look_at = -inf  # when the key of any may change by itself, or calls have ended that are not in it yet
@@ -81,6 +93,7 @@ class Peers:
         self.typical = 0.0  # seconds: the median of the latencies, to be assumed where none is known
         self.usual = 0.0  # seconds: the median of the calls, that of who has most of them; no more than ``typical``
         self.level = 0.0  # the mean
+        self.surprise = 0.0  # seconds: the median of what would be one
 
     def measure(self, loads: Sequence[Load], weights: Sequence[float], *, is_even: bool) -> None:
         """Take note of who is available now, with the full weight of each; say whether all now have the same."""
@@ -95,11 +108,16 @@ class Peers:
 
     def compare(self, loads: Sequence[Load]) -> None:
         """Take note of what is typical."""
-        latencies = sorted(latency for latency in [load.latency for load in loads] if latency is not None)
-        # The lower one of two: of two endpoints, the slow one is not typical.
-        self.typical = latencies[(len(latencies) - 1) // 2] if latencies else 0.0
+        known = [load for load in loads if load.latency is not None]
+        self.typical = _lower_median([load.latency or 0.0 for load in known])
+        self.surprise = _lower_median([load.surprise for load in known])
         self.usual = min(self.typical, _median_of_calls(loads))
         self.level = sum([load.level for load in loads]) / len(loads)
+
+
+def _lower_median(values: Sequence[float]) -> float:
+    """Return the middle one, the lower of two: of two endpoints, the slow one is not typical. 0 if there is none."""
+    return sorted(values)[(len(values) - 1) // 2] if values else 0.0
 
 
 def _median_of_calls(loads: Sequence[Load]) -> float:
@@ -130,7 +148,6 @@ class Load:
         "_low",
         "_samples",
         "_seconds",
-        "_surprise",
         "base",
         "called_at",
         "calm",
@@ -156,6 +173,7 @@ class Load:
         "relief",
         "spent",
         "step",
+        "surprise",
         "trial_at",
         "tried_at",
         "unit",
@@ -172,7 +190,7 @@ class Load:
         self._level = 0.0
         self._at = now  # of the last sample
         self._samples = 0.0  # that the average rests on
-        self._surprise = 0.0  # what takes that long is
+        self.surprise = 0.0  # what takes that long is
         self._low = self._high = 0.0  # what takes less or more is noticeable
         self._ended = 0
         self._seconds = self._longest = 0.0
@@ -245,7 +263,7 @@ class Load:
         if self._latency is None:
             self._at = now  # what is assumed is news
             self._assume()
-        if seconds >= self._surprise:
+        if seconds >= self.surprise:
             self._at = now
             self._believe(seconds, 1.0)
             self._level = float(level)
@@ -270,14 +288,15 @@ class Load:
         latency = self._latency or 0.0
         self._latency = latency = latency + (seconds - latency) * share
         self._level += (level - self._level) * share
-        self._surprise = max(SURPRISE * longest + HICCUP, latency + (self._surprise - latency) * fade)
+        self.surprise = max(SURPRISE * longest + HICCUP, latency + (self.surprise - latency) * fade)
 
     def _assume(self) -> None:
-        """Begin with what is typical, if anything is: one quick call makes nobody the quickest."""
+        """Begin with what is typical, if anything is: one quick call makes nobody the quickest, nor a slow one slow."""
         if self.peers.typical:
             self._believe(self.peers.typical, PRIOR)
+            self.surprise = max(self.surprise, self.peers.surprise)
         else:
-            self._surprise = 0.0
+            self.surprise = 0.0
 
     def _believe(self, latency: float, samples: float) -> None:
         """Take a latency for what it is from now on, as if it rested on so many samples."""
@@ -285,7 +304,7 @@ class Load:
             self.patience = FIRST_TRIAL
         self._latency = latency
         self._samples = samples
-        self._surprise = SURPRISE * latency + HICCUP
+        self.surprise = SURPRISE * latency + HICCUP
 
     def _passed_trial(self, seconds: float) -> None:
         """A call that was to find out how it fares now has returned: if it was quick, what was before is forgotten.
@@ -306,7 +325,7 @@ class Load:
         self._ended = 0
         self.was_given_up = False
         self._latency = None
-        self._surprise = 0.0  # the next call is one, whatever it takes
+        self.surprise = 0.0  # the next call is one, whatever it takes
         self._level = 0.0
         self.spent = self.peers.rounds
         self._clear()
@@ -324,7 +343,7 @@ class Load:
     def returned(self, began: float, now: float) -> None:
         """A call was good. Each has to go through this; what it means for the average is seen at the next look."""
         seconds = now - began
-        if seconds >= self._surprise or self.is_troubled:
+        if seconds >= self.surprise or self.is_troubled:
             self.member.call_ended(None, None, seconds, now)
             return
         self._ended += 1
