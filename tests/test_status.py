@@ -504,9 +504,9 @@ def test_an_unknown_form_is_a_bad_request(pool):
 
 def test_what_is_not_a_pool_is_refused_at_once(pool):
     with pytest.raises(TypeError, match=r"pools\[1\] must be a ConnectionPool or a ClusterPool, not 'redis'"):
-        StatusApp(pool, "redis")  # type: ignore[arg-type]
+        StatusApp(pool, "redis")
     with pytest.raises(TypeError, match=r"pools\[0\] must be a ConnectionPool or a ClusterPool, not \["):
-        StatusApp([pool])  # type: ignore[arg-type]
+        StatusApp([pool])
     with pytest.raises(TypeError, match="pools must be at least one ConnectionPool or ClusterPool"):
         StatusApp()
 
