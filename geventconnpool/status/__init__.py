@@ -14,7 +14,6 @@ import json
 import os
 import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from geventconnpool import events
 from geventconnpool._check import show
 from geventconnpool.pool import Borrowing
 from geventconnpool.status import _html, _text
-from geventconnpool.status._report import Reading, Report, report_on
+from geventconnpool.status._report import Reading, Report, plain, report_on
 from geventconnpool.status._request import TYPES, Wish, wish
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ def _explain(pool: Any, stats: events.PoolStats) -> Iterable[events.Explanation]
 
 def _render(report: Report, wanted: Wish) -> str:
     if wanted.form == "json":
-        return json.dumps(asdict(report), indent=1) + "\n"
+        return json.dumps(report, default=plain) + "\n"
     return _text.render(report) if wanted.form == "text" else _html.render(report, wanted.refresh)
 
 

@@ -14,6 +14,7 @@ from geventconnpool.status._report import Report
 from geventconnpool.status._table import COLUMNS, Note, Row, rows, summary
 
 REFRESH = 5  # seconds that the link on the page offers
+LABELS = tuple(map(escape, COLUMNS))
 
 # The colours have a contrast of 4.5 or more (WCAG AA) on all grounds they stand on, which a test measures.
 STYLE = """
@@ -39,6 +40,7 @@ h1 { margin: 0; font-size: 1.25rem; font-weight: 600; }
 header p { margin: 0.25rem 0; flex: 1 1 20rem; color: var(--soft); }
 nav { display: flex; flex-wrap: wrap; gap: 0 1rem; }
 a { color: var(--link); }
+main { overflow-x: auto; }
 table { width: 100%; border-collapse: collapse; }
 th, td { padding: 0.375rem 0.5rem; text-align: right; vertical-align: baseline; font-weight: 400; }
 thead th { border-bottom: 1px solid var(--line); color: var(--soft); font-size: 0.75rem; white-space: nowrap; }
@@ -51,11 +53,11 @@ tbody:not(.endpoint) { background: var(--band); border-top: 1px solid var(--line
 tbody:not(.endpoint) th { font-weight: 600; }
 .endpoint th, .endpoint td.notes { padding-left: 1.25rem; }
 td.notes { padding-top: 0; color: var(--soft); font-size: 0.8125rem; }
-td.notes p { margin: 0 0 0.125rem; max-width: 100ch; }
+td.notes p { margin: 0 0 0.125rem; max-width: 120ch; }
 td.notes b { font-weight: 600; }
 td.notes .bad { color: var(--bad); }
 td.notes .care { color: var(--care); }
-small { color: var(--soft); font-size: 0.75rem; }
+small { color: var(--soft); font-size: 0.75rem; font-weight: 400; }
 .badge { white-space: nowrap; font-weight: 600; }
 .badge::before { display: inline-block; width: 1.25em; }
 .active::before { content: "\\25CF"; }
@@ -67,7 +69,7 @@ small { color: var(--soft); font-size: 0.75rem; }
 .badge.ejected, .badge.unavailable { color: var(--bad); }
 .badge.draining, .badge.starting { color: var(--care); }
 .badge.closed { color: var(--soft); }
-@media (max-width: 60rem) {
+@media (max-width: 68rem) {
   body { padding: 1rem; }
   thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
   table, tbody, tr, td.notes { display: block; }
@@ -91,9 +93,9 @@ def _hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-# The picture is an empty one in the page itself, without which browsers ask the server for /favicon.ico.
+# Nor may a browser ask for /favicon.ico, which would be an error in the log of whoever mounts the page.
 POLICY = (
-    f"default-src 'none'; style-src 'sha256-{_hash(STYLE)}'; img-src data:; "
+    f"default-src 'none'; style-src 'sha256-{_hash(STYLE)}'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
@@ -107,7 +109,6 @@ def render(report: Report, refresh: int | None = None) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 {_refresh(refresh)}<title>Connection pools</title>
-<link rel="icon" href="data:,">
 <style>{STYLE}</style>
 </head>
 <body>
@@ -142,7 +143,7 @@ def _table(table: tuple[Row, ...]) -> str:
 
 
 def _row(row: Row) -> str:
-    cells = "".join(map(_cell, COLUMNS, row.cells))
+    cells = "".join(map(_cell, LABELS, row.cells))
     verdict = f" <small>{escape(row.verdict)}</small>" if row.verdict else ""
     kind = f" <small>{escape(row.kind)}</small>" if row.kind != "endpoint" else ""
     state = f'<span class="badge {escape(row.state)}">{escape(row.state)}</span>{verdict}'
@@ -153,9 +154,9 @@ def _row(row: Row) -> str:
     )
 
 
-def _cell(title: str, text: str) -> str:
+def _cell(label: str, text: str) -> str:
     weight = {"": " none", "0": " zero"}.get(text, "")
-    return f'<td class="n{weight}" data-label="{escape(title)}">{escape(text)}</td>'
+    return f'<td class="n{weight}" data-label="{label}">{escape(text)}</td>'
 
 
 def _notes(notes: tuple[Note, ...]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from geventconnpool import events
 from geventconnpool._check import show
@@ -104,6 +104,11 @@ class Report:
     pools: tuple[PoolReport, ...]
 
 
+def plain(value: Any) -> Any:
+    """Return what JSON has instead of a report: ``dataclasses.asdict`` takes five times as long."""
+    return {name: getattr(value, name) for name in value.__match_args__}
+
+
 def report_on(readings: Iterable[Reading], process: int, now: float) -> Report:
     """Return how pools stand that were read at ``now``, in ``time.monotonic()`` seconds."""
     return Report(process, tuple(_pool(reading, now) for reading in readings))
@@ -111,9 +116,14 @@ def report_on(readings: Iterable[Reading], process: int, now: float) -> Report:
 
 def printable(text: object) -> str:
     """Return ``str(text)`` as one line, not too long, in which nothing moves the cursor or turns the direction."""
-    line = " ".join(str(text)[: 4 * LONGEST_TEXT].split())
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    line = str(text)[: 4 * LONGEST_TEXT]
+    if not line.isprintable():
+        line = "".join(map(_visible, " ".join(line.split())))
     return line if len(line) <= LONGEST_TEXT else f"{line[: LONGEST_TEXT - 1]}…"
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 def _pool(reading: Reading, now: float) -> PoolReport:
