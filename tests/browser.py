@@ -32,8 +32,8 @@ OPTIONS = (
 )
 
 
-class _Connection(HTTPConnection):
-    """One that lets other greenlets run: the server that the browser talks to is among them."""
+class Connection(HTTPConnection):
+    """One that lets other greenlets run, among which may be the server."""
 
     def connect(self) -> None:
         self.sock = socket.create_connection((self.host, self.port), PATIENCE)
@@ -121,7 +121,7 @@ class Browser:
         self._ask("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        connection = _Connection("127.0.0.1", self._port)
+        connection = Connection("127.0.0.1", self._port)
         with gevent.Timeout(PATIENCE), contextlib.closing(connection):
             connection.request(
                 method,

@@ -80,7 +80,7 @@ def sessions() -> Reading:
     gone = "for 9 s: it left DNS, or the subset; 2 in flight may finish within 21 s"
     return cluster(
         "sessions",
-        events.DiscoveryStats("fresh", NOW - 15_131, "4 SRV records from 10.0.0.2", None, 30.0, 4, 507, NOW + 12.3),
+        events.DiscoveryStats("fresh", NOW - 15_131, "4 SRV records from 10.0.0.2:53", None, 30.0, 4, 507, NOW + 12.3),
         endpoint(
             *("cache1.shop.example:6379", "active", 15_131, 0.00041, ("next", used)),
             open=10, idle=7, in_use=3, gets=1_904_312, error=reset, failed=2, interrupted=5,
@@ -102,7 +102,7 @@ def sessions() -> Reading:
 
 
 def accounts() -> Reading:
-    outcome = "_ldap._tcp.shop.example SRV: SERVFAIL from 10.0.0.3"
+    outcome = "_ldap._tcp.shop.example SRV: SERVFAIL from 10.0.0.3:53"
     return cluster(
         "accounts",
         events.DiscoveryStats("stale", NOW - 184, outcome, ResolutionError(outcome), 60.0, 2, 88, NOW + 21.4),

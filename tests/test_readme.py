@@ -48,6 +48,7 @@ def setting(tcp_server) -> Iterator[dict[str, str]]:
         resolver = f"resolver=DNSResolver({nameservers})"
         yield {
             '"test.example.org", 2485': f'"{host}", {port}',
+            '("127.0.0.1", 8080)': '("127.0.0.1", 0)',
             'Pings("_ping._tcp.example.org", 10': f'Pings("_ping._tcp.example.org", 10, {resolver}',
             'nameservers=[("127.0.0.1", 8600)]': nameservers,
             'nameservers=["192.0.2.53", "192.0.2.54"]': nameservers,

@@ -7,9 +7,11 @@ import gc
 import hashlib
 import json
 import re
+import textwrap
 import weakref
 from dataclasses import fields, is_dataclass, replace
 from html import unescape
+from pathlib import Path
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
@@ -242,6 +244,14 @@ lone   active                       0     5        0               0       0    
 """
 
 
+def test_the_docs_show_a_page_as_it_is():
+    orders = Reading(events.PoolStats(**pool_values("orders", size=20, min_size=20, open=20, idle=20)))
+
+    page = textwrap.indent(_text.render(report_on([orders], 4711, NOW)), "    ")
+
+    assert page in (Path(__file__).parent.parent / "docs" / "status-page.rst").read_text()
+
+
 def test_the_last_error_is_told_where_nobody_may_ask_why():
     (entry, _) = endpoint("b:1", "ejected", 42, 0.5, ("ejected", ""), until=3, error=OSError("refused"))
 
@@ -328,6 +338,14 @@ def test_the_policy_allows_the_style_of_the_page_and_nothing_else():
 def test_the_page_is_loaded_again_only_if_that_was_asked_for():
     assert "http-equiv" not in _html.render(incident())
     assert '<meta http-equiv="refresh" content="7">' in _html.render(incident(), refresh=7)
+
+
+def test_an_endpoint_of_which_there_is_no_more_to_tell_has_one_line():
+    (entry, _) = endpoint("a:1", "active", 1, 0.1, ("next", ""), open=1)
+
+    page = _html.render(report_on([Reading(cluster("c", DISCOVERY, (entry, None)).stats)], 1, NOW))
+
+    assert page.partition('<tbody class="endpoint">')[2].partition("</tbody>")[0].count("<tr") == 1
 
 
 def test_each_cell_says_what_it_is_for_screens_without_room_for_columns():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 from wsgiref.util import setup_testing_defaults
 
 import gevent
@@ -17,9 +17,12 @@ from gevent.threadpool import ThreadPool
 
 from geventconnpool import ClusterPool, Endpoint
 from geventconnpool.status import StatusApp
+from tests.browser import Connection
 from tests.servers import HOST, free_port, wait_until
+from tests.test_readme import blocks
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs" / "status-page.rst"
 
 
 class Lines(ClusterPool[socket.socket]):
@@ -51,15 +54,8 @@ class Response:
         self.body = body
 
 
-class _Connection(HTTPConnection):
-    """One that lets the server run, which is in the same thread."""
-
-    def connect(self) -> None:
-        self.sock = socket.create_connection((self.host, self.port), 30)
-
-
 def ask(server: WSGIServer, path: str, method: str = "GET", **headers: str) -> Response:
-    connection = _Connection(HOST, server.server_port)
+    connection = Connection(HOST, server.server_port)
     connection.request(method, path, headers=headers)
     response = connection.getresponse()
     body = response.read().decode()
@@ -120,31 +116,38 @@ def test_a_post_over_http_is_refused(serve, lines):
     assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
 
 
-def test_flask_has_it_beside_its_own_pages(serve, lines):
-    from flask import Flask
-    from werkzeug.middleware.dispatcher import DispatcherMiddleware
+def documented(module: str) -> str:
+    """Return the block of the docs that imports from a module."""
+    (block,) = [source for _, source in blocks(DOCS.read_text()) if f"from {module} import" in source]
+    return block
 
-    flask = Flask("shop")
-    flask.add_url_rule("/", view_func=lambda: "the shop")
-    server = serve(DispatcherMiddleware(flask, {"/internal/pools": StatusApp(lines)}))
+
+def flask(lines: Lines, *modules: str) -> Any:
+    """Return the Flask application of the docs."""
+    namespace: dict[str, Any] = {"__name__": "shop", "status": StatusApp(lines)}
+    for module in modules:
+        exec(documented(module), namespace)
+    return namespace["app"]
+
+
+def test_flask_has_it_as_a_view(serve, lines):
+    server = serve(flask(lines, "flask"))
+
+    assert ">lines <small>cluster</small>" in ask(server, "/internal/pools").body
+    assert ask(server, "/internal/pools", "HEAD").body == ""
+    assert ask(server, "/internal/pools?format=xml").status == 400
+    assert ask(server, "/internal/pools").headers["Cache-Control"] == "no-store"
+
+
+def test_flask_has_it_beside_its_own_pages(serve, lines):
+    app = flask(lines, "flask", "werkzeug.middleware.dispatcher")
+    app.add_url_rule("/", view_func=lambda: "the shop")
+    server = serve(app)
 
     assert ask(server, "/").body == "the shop"
-    assert ">lines <small>cluster</small>" in ask(server, "/internal/pools").body
-    assert ask(server, "/internal/pools/?format=text").body.startswith("Process ")
-    assert ask(server, "/internal/pools", Accept="application/json").headers["Content-Type"] == "application/json"
-
-
-def test_flask_has_it_as_a_view_of_its_own(serve, lines):
-    from flask import Flask, Response, request
-
-    flask, status = Flask("shop"), StatusApp(lines)
-    flask.add_url_rule("/pools", view_func=lambda: Response.from_app(status, request.environ))
-    server = serve(flask)
-
-    assert ">lines <small>cluster</small>" in ask(server, "/pools").body
-    assert ask(server, "/pools", "HEAD").body == ""
-    assert ask(server, "/pools?format=xml").status == 400
-    assert ask(server, "/pools").headers["Cache-Control"] == "no-store"
+    assert ">lines <small>cluster</small>" in ask(server, "/internal/status").body
+    assert ask(server, "/internal/status/?format=text").body.startswith("Process ")
+    assert ask(server, "/internal/status", Accept="application/json").headers["Content-Type"] == "application/json"
 
 
 def test_a_thread_that_is_not_the_pools_gets_all_but_the_reasons(lines, dead):
@@ -226,7 +229,6 @@ settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["testserver"], MIDDLEWA
 django.setup()
 
 from django.core.wsgi import get_wsgi_application
-from django.http import HttpResponse
 from django.test import Client
 from django.urls import path
 from geventconnpool import ConnectionPool
@@ -240,14 +242,7 @@ pool = Pool(2, name="accounts")
 pool.wait(timeout=10)
 status = StatusApp(pool)
 
-def pools(request):
-    response = HttpResponse()
-    def start_response(line, headers):
-        response.status_code = int(line.split()[0])
-        for name, value in headers:
-            response[name] = value
-    response.content = b"".join(status(request.environ, start_response))
-    return response
+{view}
 
 urlpatterns = [path("internal/pools", pools)]
 get_wsgi_application()
@@ -265,7 +260,7 @@ print(json.dumps({
 
 
 def test_django_has_it_as_a_view():
-    program = gevent.get_hub().threadpool.apply(run, (DJANGO,))
+    program = gevent.get_hub().threadpool.apply(run, (DJANGO.replace("{view}", documented("django.http")),))
 
     assert program.stderr == ""
     assert json.loads(program.stdout) == {
@@ -279,7 +274,7 @@ def test_django_has_it_as_a_view():
 
 
 def test_whoever_imports_the_package_does_not_pay_for_the_page():
-    program = run("import geventconnpool, sys; print([m for m in sys.modules if 'status' in m or m == 'json'])")
+    program = run("import geventconnpool, sys; print([m for m in sys.modules if 'geventconnpool.status' in m])")
 
     assert (program.stdout, program.stderr) == ("[]\n", "")
 
