@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the servers that the tests talk to, where they are missing and where this is allowed (Debian or Ubuntu, as root or with a sudo
+# Installs the servers that the tests talk to, and a browser, where they are missing and where this is allowed (Debian or Ubuntu, as root or with a sudo
 # that asks nothing). Starts none of them and leaves none running: the tests run copies of their own. Always ends well: what stays missing
 # is named here, and pytest skips just the tests that need it (or fails them, if CI=true).
 #
@@ -9,12 +9,14 @@ set -u
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 POLICY=/usr/sbin/policy-rc.d
 
-[ $# -gt 0 ] || set -- bind9 bind9-dnsutils unbound redis-server
+[ $# -gt 0 ] || set -- bind9 bind9-dnsutils unbound redis-server chromium chromium-driver
 wanted=$*
 
 missing_packages() {
     for package in $wanted; do
-        case $package in bind9) program=named ;; bind9-dnsutils) program=nsupdate ;; *) program=$package ;; esac
+        case $package in
+            bind9) program=named ;; bind9-dnsutils) program=nsupdate ;; chromium-driver) program=chromedriver ;; *) program=$package ;;
+        esac
         command -v "$program" >/dev/null || echo "$package"
     done
 }
@@ -29,6 +31,10 @@ may_install() {
 
 apt() {
     as_root env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 apt-get -o DPkg::Lock::Timeout=120 "$@"
+}
+
+install_packages() {
+    apt install --yes --no-install-recommends "$@"
 }
 
 # Packages start what they install unless this file says 101. A machine that has such a file keeps its own.
@@ -60,7 +66,7 @@ install() {
     trap 'exit 130' INT TERM HUP
     forbid_starts
     echo "installing:" $1
-    { apt update; apt install --yes --no-install-recommends $1; } >"$log" 2>&1 </dev/null || tail -n 5 "$log"
+    { apt update; install_packages $1 || for package in $1; do install_packages "$package"; done; } >"$log" 2>&1 </dev/null || tail -n 5 "$log"
     stop_installed "$1"
     rm -f "$log"
 }

@@ -29,6 +29,10 @@ PURE = {
     "cluster._wire": set(),
     "cluster._refresh": LEAVES | {"cluster._endpoints"},
     "cluster._subset": {"cluster._balancers", "cluster._endpoints", "cluster._load"},
+    "status._report": {"events", "_check"},
+    "status._request": {"_check", "status._report"},
+    "status._table": {"status._report"},
+    **{f"status.{name}": {"status._report", "status._table"} for name in ("_html", "_text")},
     "cluster._explain": {"_check", "_slots", "events", "cluster._load", "cluster._members"},
     "cluster._members": LEAVES | CLUSTER_LEAVES | {"_queue", "_slots", "cluster._balancers"},
 }
