@@ -2,7 +2,8 @@
 
     python -m tests.screenshots
 
-Needs Chromium and chromedriver. What is on the page is made up, so that a picture changes only if the page does.
+Needs Chromium, chromedriver and the font Roboto (Debian: fonts-roboto-unhinted; another would do, but change the
+pictures). What is on the page is made up.
 """
 
 from __future__ import annotations

@@ -488,6 +488,17 @@ def test_a_pool_comes_to_the_page_with_what_it_is_called(pool):
     assert SCRIPT in unescape(answer.body)
 
 
+def test_what_is_closed_is_shown_as_long_as_it_is_held(pool, quiet_cluster):
+    app = StatusApp(pool, quiet_cluster)
+    pool.close()
+    quiet_cluster.close()
+
+    answer = Answer(app, query="format=json")
+
+    assert [(pool["state"], pool["open"]) for pool in json.loads(answer.body)["pools"]] == [("closed", 0)] * 2
+    assert ": 1 cluster, 1 pool. 1 pool closed, 1 cluster closed.</p>" in Answer(app).body
+
+
 @pytest.mark.parametrize("query", ["", "format=json", "format=text", "format=xml"])
 def test_head_is_get_without_a_body(pool, query):
     app = StatusApp(pool)
