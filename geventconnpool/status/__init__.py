@@ -85,8 +85,7 @@ class StatusApp:
 
 
 def _explain(pool: Any, stats: events.PoolStats) -> Iterable[events.Explanation]:
-    # In the child of a fork, to ask would have the cluster begin there; it shows no endpoints before.
-    if not isinstance(stats, events.ClusterStats) or not stats.endpoints:
+    if not isinstance(stats, events.ClusterStats):
         return ()
     try:
         explanations: Iterable[events.Explanation] = pool.explain()
