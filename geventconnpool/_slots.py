@@ -14,6 +14,16 @@ A slot is the right to have one connection. A pool has ``size`` of them; one tha
                                     ^                                              |
                                     +----error, interrupted, not reusable, doomed--+
 
+While somebody waits, what would be IDLE is IN_USE at once; a probe is CHECKING before it is of use. So these are all
+the moves there are (``tests/moves.py`` records them, and ``docs/plots/states-slot.svg`` is drawn from that)::
+
+    (free)     -> CONNECTING
+    CONNECTING -> IDLE, IN_USE, CHECKING, CLOSING, (free)
+    IDLE       -> IN_USE, CHECKING, CLOSING
+    IN_USE     -> IDLE, CLOSING
+    CHECKING   -> IDLE, IN_USE, CLOSING
+    CLOSING    -> (free)
+
 A doomed slot (its endpoint drains or is ejected, its pool is shut or reset, its user discards it) goes to CLOSING from
 wherever it is, as soon as whoever has it lets go. Some marks are provisional: a connection that is too old, one too
 many, or drained, stays if there is no reason any more when it comes back.

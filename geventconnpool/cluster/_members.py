@@ -14,6 +14,13 @@ A member is one endpoint with its pool, from the answer that first names it unti
              (gone)
              +--------------------------------------------------------+
 
+All the moves there are (``tests/moves.py`` records them)::
+
+    (gone)   -> ACTIVE
+    ACTIVE   -> EJECTED, DRAINING
+    EJECTED  -> ACTIVE, DRAINING
+    DRAINING -> ACTIVE, EJECTED, (gone)
+
 "Removed" is one that discovery no longer names, or that a choice among very many (``_subset``) leaves out again.
 An ejected or draining member's pool is suspended. A member is available if it is ACTIVE; it is eligible if it is
 available and has the lowest SRV priority that has an available member (RFC 2782). Only this module changes a member.
