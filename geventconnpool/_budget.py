@@ -52,7 +52,8 @@ class RetryBudget:
     ``1 + ratio + min_per_second / (calls per second)`` times the calls, from the first second on. What is not spent is
     kept up to ``reserve`` retries, for failures that come together: ten times ``min_per_second``, at least 10.
 
-    It may be shared by greenlets, hubs and native threads. A child process goes on with a copy of its own.
+    It may be shared by greenlets, hubs and native threads. A child process goes on with a copy of its own. Raises
+    :class:`ValueError` or :class:`TypeError`, naming parameter and value.
     """
 
     __slots__ = ("_paid_until", "_tokens", "min_per_second", "ratio", "reserve")
@@ -65,15 +66,18 @@ class RetryBudget:
         self._paid_until = inf  # the time up to which _tokens has its share; inf: there was no call yet
 
     def deposit(self, now: float) -> None:
-        """A call begins: its first attempt."""
+        """A call begins: its first attempt, at ``now`` in seconds of ``time.monotonic()``.
+
+        For who retries by other means than :func:`~geventconnpool.retry`.
+        """
         self._book(self.ratio, now)
 
     def withdraw(self, now: float) -> bool:
-        """Take what a retry costs, and say whether it was there; if not, nothing is taken."""
+        """Take what a retry costs, at ``now``, and say whether it was there; if not, nothing is taken."""
         return self._book(-1.0, now)
 
     def balance(self, now: float) -> int:
-        """Return how many retries could begin now (``time.monotonic()``), without taking anything."""
+        """Return how many retries could begin at ``now``, without taking anything."""
         earned = max(0.0, now - self._paid_until) * self.min_per_second
         return int(min(self.reserve, self._tokens + earned) + TINY)
 

@@ -267,6 +267,8 @@ def retry(
     The first limit that is reached ends the call. When it gives up it raises the last exception itself, with a note
     that lists the earlier failures (and says so if the budget is spent). In one retried call, endpoints of a cluster on
     which an attempt failed are avoided as long as there is another.
+
+    Raises :class:`ValueError` or :class:`TypeError`, naming the option, when the function is decorated.
     """
     _check.function("f", f)
     _check.function("logger.log", getattr(logger, "log", logger))

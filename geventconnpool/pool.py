@@ -55,11 +55,18 @@ class Hooks(Generic[C]):
         self._close_connection(c)
 
     def _is_connection_error(self, exc: BaseException) -> bool:
-        """Say whether ``exc``, raised by a block, means that its connection is broken. Must not switch."""
+        """Say whether ``exc``, raised by a block, means that its connection is broken. Must not switch.
+
+        As it is: an instance of ``exc_classes``, but not an OSError with a ``filename``, as ``open()`` raises it,
+        unless a proper subclass of OSError that it is an instance of is named. If this raises, that counts for True.
+        """
         return _check.is_connection_error(exc, self._lender.options.exc_classes)
 
     def _is_reusable(self, c: C) -> bool:
-        """Say whether a connection that comes back may be used again. Must not switch."""
+        """Say whether a connection that comes back well may be used again. Must not switch.
+
+        If it says False, or raises, the connection is closed and replaced.
+        """
         return True
 
     def _fileno(self, c: C) -> int | None:
@@ -76,11 +83,12 @@ class Borrowing(Hooks[C]):
     def get(self, timeout: float | Unset | None = UNSET) -> Lease[C]:
         """Return a context manager that lends a connection to its block.
 
-        It is borrowed when the block is entered: if none is idle, after waiting for up to ``timeout`` seconds (default:
-        the pool's; None: for ever; 0: not at all), first come, first served. Then it raises :class:`PoolTimeout`, or at
-        once :class:`PoolClosed` if the pool is closed, :class:`PoolFull` if ``max_waiting`` others wait already, and
-        :class:`PoolUnavailable` if there has been no connection for ``fail_after`` seconds, or if a cluster knows that
-        its service has no endpoints. How the block ends decides about the connection: see the tutorial.
+        It is for one block. The connection is borrowed when that is entered: if none is idle, after waiting for up to
+        ``timeout`` seconds (default: the pool's; None: for ever; 0: not at all), first come, first served. Then it
+        raises :class:`PoolTimeout`, or at once :class:`PoolClosed` if the pool is closed, :class:`PoolFull` if
+        ``max_waiting`` others wait already, and :class:`PoolUnavailable` if there has been no connection for
+        ``fail_after`` seconds, or if a cluster knows that its service has no endpoints. How the block ends decides
+        about the connection: see the tutorial.
         """
         lender = self._lender
         make = lender.lease
@@ -92,7 +100,10 @@ class Borrowing(Hooks[C]):
         return lease
 
     def acquire(self, timeout: float | Unset | None = UNSET) -> C:
-        """Borrow a connection as :meth:`get` does, until :meth:`release` or :meth:`discard` is called with it."""
+        """Borrow a connection until :meth:`release` or :meth:`discard` is called with it.
+
+        Waits, and raises, as the block of :meth:`get` does: ``timeout`` is in seconds.
+        """
         slot = self._lender.borrow(_seconds(timeout))
         slot.by_hand = True
         connection: C = slot.connection
@@ -434,7 +445,10 @@ class ConnectionPool(Borrowing[C]):
         self._lender.start()
 
     def _new_connection(self) -> C:
-        """Return a new connection: any object but None and False. Whatever it raises, it is called again later."""
+        """Return a new connection: any object but None and False; within ``open_timeout`` seconds.
+
+        Whatever it raises is a failed connect. It is called again later, for ever.
+        """
         raise NotImplementedError
 
     def wait(self, n: int | None = None, timeout: float | None = None) -> None:

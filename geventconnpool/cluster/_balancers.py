@@ -59,6 +59,7 @@ class PeakEWMA:
     sample = 32  # of a cluster with more endpoints than that, a few at random are candidates
 
     def choose(self, candidates: Sequence[C], now: float) -> C:
+        """Return the candidate for the next call, at ``now`` in seconds of ``time.monotonic()``."""
         try:
             load = least([c.load for c in candidates])  # type: ignore[attr-defined]
         except AttributeError:
@@ -80,6 +81,7 @@ class LeastLoaded:
         self._rng = rng or Random()
 
     def choose(self, candidates: Sequence[C], now: float) -> C:
+        """Return the candidate for the next call, at ``now`` in seconds of ``time.monotonic()``."""
         least = inf
         lightest: list[C] = []
         for c in candidates:
@@ -119,6 +121,7 @@ class RoundRobin:
         self._credit: dict[Hashable, float] = {}
 
     def choose(self, candidates: Sequence[C], now: float) -> C:
+        """Return the candidate for the next call, at ``now`` in seconds of ``time.monotonic()``."""
         credit = self._credit
         for c in candidates:
             credit[c.endpoint] = credit.pop(c.endpoint, 0.0) + c.weight  # to the end: the longest unseen comes first

@@ -20,7 +20,7 @@ _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One place a service runs at. Equal, and hashed, by ``(name, port)``; :func:`is_changed` compares all fields.
+    """One place a service runs at. Equal, and hashed, by ``(name, port)``, whatever the other fields are.
 
     ``name`` is an SRV target, a host of the user's, or an IP address, kept in lower case without a trailing dot (an
     address in its canonical text). ``addresses`` are its IP addresses, kept sorted, IPv4 first; an IP address given
@@ -63,7 +63,8 @@ class Endpoint:
 
         They are tried by turns of their family, beginning with IPv6. One that is silent for 250 ms gets the next beside
         it. ``timeout`` bounds all attempts together, in seconds, and stays set on the socket; None means no bound.
-        Raises the last :class:`OSError`, or :class:`TimeoutError` when the time is over.
+        Raises the last :class:`OSError`, or :class:`TimeoutError` when the time is over; :class:`ValueError` or
+        :class:`TypeError` for a ``timeout`` that is no number above 0.
         """
         from geventconnpool.cluster._connect import connect
 

@@ -626,7 +626,10 @@ class ClusterPool(Borrowing[C]):
         self._lender.start()
 
     def _new_connection(self, endpoint: Endpoint) -> C:
-        """Return a new connection to ``endpoint``: any object but None and False. Called again if it raises."""
+        """Return a new connection to ``endpoint``: any object but None and False; within ``open_timeout`` seconds.
+
+        Whatever it raises is a failed connect, which counts against the endpoint. It is called again later.
+        """
         raise NotImplementedError
 
     @property
@@ -650,7 +653,9 @@ class ClusterPool(Borrowing[C]):
         """Wait until ``n`` connections are open in total.
 
         Without ``n``: until the service is resolved, every available endpoint has ``min_size``, and there is at least
-        one. What that takes is opened. Raises :class:`PoolTimeout` after ``timeout`` seconds (None: never).
+        one. What that takes is opened. Raises :class:`PoolTimeout` after ``timeout`` seconds (None: never), with the
+        last error as its cause; :class:`PoolClosed` if the cluster is closed; :class:`PoolUnavailable` if the service
+        turns out to have no endpoints.
         """
         wanted = 1 if n is None else _check.integer("n", n, 0)
         seconds = _check.seconds_or_none("timeout", timeout)

@@ -64,10 +64,13 @@ def bounds_of(resolver: Resolver) -> Bounds:
 
 
 class StaticResolver:
-    """A fixed set of endpoints, each an :class:`Endpoint` or ``(host, port)``. Raises ValueError on duplicates.
+    """A fixed set of endpoints, each an :class:`Endpoint` or ``(host, port)``.
 
     The addresses of a host name that is given without are looked up, and again when their time to live is over, by
     ``resolver``, default :class:`DNSResolver`. Until there are any, ``host`` is the name.
+
+    Raises :class:`ValueError` for duplicates, or if there is none; :class:`ValueError` or :class:`TypeError` for what
+    is no endpoint.
     """
 
     def __init__(self, endpoints: Iterable[Endpoint | tuple[str, int]], *, resolver: DNSResolver | None = None) -> None:
@@ -136,6 +139,8 @@ class DNSResolver:
     and how late it asks again. That there is no such name, or no such record, is believed when it has lasted for
     ``empty_hold`` and three look-ups (0: at once; None: never). While look-ups fail, what is known is kept for
     ``max_stale`` (None: for ever).
+
+    Raises :class:`ValueError` or :class:`TypeError`, naming parameter and value.
     """
 
     def __init__(
@@ -165,12 +170,13 @@ class DNSResolver:
         """Return the endpoints of ``service``: SRV for a name without a port, else each address of the name.
 
         Raises :class:`NoRecords` if DNS knows of none, :class:`ResolutionError` if it cannot be asked, whose messages
-        are fit for a user: what was asked for, the failure in words, the name server.
+        are fit for a user: what was asked for, the failure in words, the name server. :class:`ValueError` or
+        :class:`TypeError` for what is no name.
         """
         return self._resolve(service, over_tcp=False)
 
     def confirm(self, service: str | None) -> Resolution:
-        """Do the same over TCP, which leaves nothing out."""
+        """Do the same as :meth:`resolve` over TCP, which leaves nothing out."""
         return self._resolve(service, over_tcp=True)
 
     def _resolve(self, service: str | None, over_tcp: bool) -> Resolution:
