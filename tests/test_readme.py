@@ -16,7 +16,8 @@ from geventconnpool import ClusterPool, ConnectionPool
 from geventconnpool.testing import DNSServer
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = {path.name: path for path in (ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst")))}
+PAGES = sorted(path for path in (ROOT / "docs").rglob("*.rst") if "_build" not in path.parts)
+DOCUMENTS = {path.relative_to(ROOT / "docs").as_posix(): path for path in PAGES} | {"README.rst": ROOT / "README.rst"}
 BLOCK = re.compile(r"^\.\. code-block:: python\n\n((?:(?: {4}.*)?\n)+)", re.MULTILINE)
 
 
@@ -94,5 +95,6 @@ def test_links_between_documents_lead_somewhere(name):
 
     for target in re.findall(r"<(docs/[^>]+)>", text):
         assert (ROOT / target).exists()
-    for target in re.findall(r":doc:`([^`]+)`", text):
-        assert (ROOT / "docs" / f"{target}.rst").exists()
+    for target in re.findall(r":doc:`(?:[^`<]+<)?([^`>]+)>?`", text):
+        folder = ROOT / "docs" if target.startswith("/") else DOCUMENTS[name].parent
+        assert (folder / f"{target.lstrip('/')}.rst").exists()
