@@ -47,6 +47,7 @@ __all__ = [
     "PoolStats",
     "ProbeFailed",
     "Reason",
+    "Verdict",
 ]
 
 

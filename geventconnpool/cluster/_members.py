@@ -130,9 +130,6 @@ class Member:
         self.load = Load(members.peers_of(endpoint), now, self, pool)
         self.slow_until = -inf  # its weight grows until then
 
-    def enter(self, state: Literal["active", "ejected", "draining"], now: float) -> None:
-        self.state, self.since = state, now
-
     @property
     def in_flight(self) -> int:
         return self.pool.in_use
@@ -843,7 +840,7 @@ class Members:
         if member.state is DRAINING:
             return
         member.was_ejected = member.state is EJECTED
-        member.enter(DRAINING, now)
+        self._enter(member, DRAINING, now)
         member.is_probing = False
         member.until = now + self._drain_timeout
         self.queue.news.append(events.EndpointRemoved(self.name, member.endpoint))
@@ -852,7 +849,7 @@ class Members:
     def _return_from_drain(self, member: Member, now: float) -> None:
         self.queue.news.append(events.EndpointAdded(self.name, member.endpoint))
         if member.was_ejected:
-            member.enter(EJECTED, now)
+            self._enter(member, EJECTED, now)
             member.until = now
         else:
             self._activate(member, now)
@@ -946,7 +943,7 @@ class Members:
         if kind is CALLS and member.is_on_trial and not outlier.is_longest(member.relapses):
             member.relapses += 1
         seconds = outlier.ejection_time(member.relapses, self._rng)
-        member.enter(EJECTED, now)
+        self._enter(member, EJECTED, now)
         member.is_spared = False
         member.ejections += 1
         member.failed_probes = 0
@@ -993,8 +990,11 @@ class Members:
         self._turn()
         self._eligibility_changed(now)
 
+    def _enter(self, member: Member, state: Literal["active", "ejected", "draining"], now: float) -> None:
+        member.state, member.since = state, now
+
     def _activate(self, member: Member, now: float) -> None:
-        member.enter(ACTIVE, now)
+        self._enter(member, ACTIVE, now)
         member.until = inf
         self._window.restart()
         member.pool.resume(now)
