@@ -36,7 +36,7 @@ from functools import partial
 from itertools import accumulate, chain, cycle
 from math import inf
 from random import Random
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from geventconnpool import _queue, events
 from geventconnpool._backoff import exponential, spread
@@ -58,6 +58,9 @@ CALLS: Final = "calls"
 
 Change = Callable[[float], None]
 
+R = TypeVar("R")
+
+LOOKS_AT_MOST = 20_000  # of another thread; it is let in, and so lets others in, every 5 ms
 SETS_REMEMBERED = 100  # of avoided endpoints
 GOOD_CALLS_IN_A_ROW = 20  # after which a failure is no relapse
 LONGEST_PAUSE = 60.0  # seconds a failure costs at most, where nothing is ejected
@@ -292,6 +295,34 @@ class Member:
         self.settle()
 
 
+class Moves:
+    """Endpoints on their way out: for a moment one is in two lists, or in none, which other threads must not see.
+
+    They cannot wait for a lock that is held by the hub, nor the hub for them. So they look, and look again if something
+    has moved meanwhile.
+    """
+
+    __slots__ = ("begun", "ended")
+
+    def __init__(self) -> None:
+        self.begun = self.ended = 0
+
+    def __enter__(self) -> None:
+        self.begun += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.ended += 1
+
+    def between(self, look: Callable[[], R]) -> R:
+        """Return what ``look`` sees while nothing moves; if it moves for tens of milliseconds, what can be seen."""
+        for _ in range(LOOKS_AT_MOST):
+            ended = self.ended
+            seen = look()
+            if self.begun == ended:
+                return seen
+        return look()
+
+
 class Members:
     """The set of members, who of them is eligible, and what is due for them.
 
@@ -349,6 +380,7 @@ class Members:
         self._rng = rng
         self._members: dict[tuple[str, int], Member] = {}  # by what makes endpoints equal
         self.leaving: list[Member] = []  # gone, but for the last connections that are being closed
+        self.moves = Moves()
         self.last_error: BaseException | None = None
         self._eligible: tuple[Member, ...] = ()
         self._loads: list[Load] = []  # of those, or nothing
@@ -857,11 +889,13 @@ class Members:
     def emptied(self, member: Member) -> None:
         """The last connection to an endpoint that drains, or is gone already, is closed."""
         if member in self.leaving:
-            self.leaving.remove(member)
-            self._part(member, forced=member.is_cut)
+            with self.moves:
+                self.leaving.remove(member)
+                self._part(member, forced=member.is_cut)
         elif member.state is DRAINING and self.get(member.endpoint) is member:
-            self._forget(member)
-            self._part(member, forced=False)
+            with self.moves:
+                self._forget(member)
+                self._part(member, forced=False)
 
     def _forget(self, member: Member) -> None:
         del self._members[_key(member.endpoint)]
@@ -1044,8 +1078,9 @@ class Members:
     def _end_drain(self, member: Member) -> None:
         """Cut what is left; the member is gone now, its connections close behind it."""
         member.is_cut = member.in_flight > 0
-        self.leaving.append(member)
-        self._forget(member)
+        with self.moves:
+            self.leaving.append(member)
+            self._forget(member)
         member.pool.cut()
 
     def set_alarm(self) -> None:

@@ -411,9 +411,10 @@ class ClusterLender(Lender):
         if self.engine.is_inherited:
             blank = nothing_yet(self.name, 0, 0)
             return events.ClusterStats(**_values(blank), endpoints=(), discovery=NOT_BEGUN)
-        endpoints = tuple(map(_endpoint_stats, self.members))
-        pools = [entry.pool for entry in endpoints] + [member.pool.facade.stats() for member in self.members.leaving]
-        total = _sum(self.name, [*pools, self.past.stats])
+        members, leaving, past = self.members.moves.between(self._everybody)
+        endpoints = tuple(map(_endpoint_stats, members))
+        pools = [entry.pool for entry in endpoints] + [member.pool.facade.stats() for member in leaving]
+        total = _sum(self.name, [*pools, past])
         values = _values(total)
         values["waits"] += self.waits
         values["wait_seconds"] += self.wait_seconds
@@ -422,6 +423,10 @@ class ClusterLender(Lender):
         values["waiting"] = len(self.engine.queue.waiting)
         values["last_error"] = self.last_error
         return events.ClusterStats(**values, endpoints=endpoints, discovery=self.discovery.stats())
+
+    def _everybody(self) -> tuple[tuple[Member, ...], tuple[Member, ...], events.PoolStats]:
+        """Return who there is, who is leaving, and what the others did."""
+        return tuple(self.members), tuple(self.members.leaving), self.past.stats
 
 
 def _values(stats: events.PoolStats) -> dict[str, Any]:
