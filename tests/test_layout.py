@@ -23,6 +23,7 @@ PURE = {
     **{name: {"_backoff", "_late", "_check"} for name in CLUSTER_LEAVES},
     "_queue": LEAVES | {"cluster._endpoints"},
     "_slots": LEAVES | {"_queue", "cluster._endpoints"},
+    "_series": {"events"},
     "cluster._balancers": {"cluster._load"},
     "cluster._race": LEAVES,
     "cluster._addresses": {"_backoff"},

@@ -52,6 +52,7 @@ def setting(tcp_server) -> Iterator[dict[str, str]]:
             '("127.0.0.1", 8080)': '("127.0.0.1", 0)',
             'Pings("_ping._tcp.example.org", 10': f'Pings("_ping._tcp.example.org", 10, {resolver}',
             'nameservers=[("127.0.0.1", 8600)]': nameservers,
+            '("127.0.0.1", 9200)': '("127.0.0.1", 0)',
             'nameservers=["192.0.2.53", "192.0.2.54"]': nameservers,
             "DNSResolver(empty_hold=": f"DNSResolver({nameservers}, empty_hold=",
             "DNSResolver(max_refresh=": f"DNSResolver({nameservers}, max_refresh=",
