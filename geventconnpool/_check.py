@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -39,6 +40,12 @@ def number(parameter: str, value: object, low: float, high: float) -> float:
     return value
 
 
+def iterable(parameter: str, value: object, of: str) -> None:
+    """Raise :class:`TypeError` unless ``value`` can be gone through and is no text, which has only letters in it."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(f"{parameter} must be an iterable of {of}, not {show(value)}")
+
+
 def function(parameter: str, value: object) -> None:
     """Raise :class:`TypeError` unless ``value`` can be called, or is None."""
     if value is not None and not callable(value):
@@ -57,7 +64,8 @@ def exception_classes(parameter: str, value: object) -> tuple[type[BaseException
         raise ValueError(f"{parameter} is empty: no exception would mean a broken connection")
     for item in classes:
         if not (isinstance(item, type) and issubclass(item, BaseException)):
-            raise TypeError(f"{parameter} must hold exception classes, not {show(item)}")
+            what = value if isinstance(value, (str, bytes)) else item  # no user has written the letter "O"
+            raise TypeError(f"{parameter} must hold exception classes, not {show(what)}")
     return classes
 
 

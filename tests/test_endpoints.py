@@ -123,6 +123,8 @@ def test_a_resolution_takes_any_iterable_of_endpoints():
     [
         (([A, A],), ValueError, "endpoints holds a.test:1 twice"),
         (([("a", 1)],), TypeError, r"endpoints must hold Endpoint objects, not \('a', 1\)"),
+        ((5,), TypeError, "endpoints must be an iterable of Endpoint objects, not 5"),
+        (("a.test:1",), TypeError, "endpoints must be an iterable of Endpoint objects, not 'a.test:1'"),
         (([A], -1), ValueError, "ttl must be 0 or more seconds, not -1"),
         (([A], float("nan")), ValueError, "ttl must be 0 or more seconds, not nan"),
         (([A], "5"), TypeError, "ttl must be a number of seconds, not '5'"),

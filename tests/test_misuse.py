@@ -1922,6 +1922,12 @@ def test_no_exc_classes_at_all_are_refused_because_no_connection_would_ever_be_r
             make(exc_classes=nothing)
 
 
+@pytest.mark.parametrize("given", ["OSError", b"OSError"])
+def test_a_name_for_exc_classes_is_refused_whole(make, given):
+    with pytest.raises(TypeError, match=f"exc_classes must hold exception classes, not {given!r}"):
+        make(exc_classes=given)
+
+
 @pytest.mark.parametrize("given", NO_CLASSES)
 def test_exc_classes_that_are_none_are_refused_by_name(make, given):
     with pytest.raises(TypeError, match="exc_classes"):

@@ -101,6 +101,8 @@ def test_a_static_resolver_always_tells_the_same():
         ([("a.test", 0)], ValueError, "port must be between 1 and 65535, not 0"),
         (["a.test:1"], TypeError, r"endpoints must hold Endpoint objects or \(host, port\), not 'a.test:1'"),
         ([("a.test", 1, 2)], TypeError, "endpoints must hold"),
+        (5, TypeError, r"endpoints must be an iterable of Endpoint objects or \(host, port\), not 5"),
+        ("a.test:1", TypeError, r"endpoints must be an iterable of .*, not 'a.test:1'"),
     ],
 )
 def test_a_bad_list_is_refused(endpoints, error, message):

@@ -109,6 +109,7 @@ class Resolution:
     records: int | None = field(default=None, kw_only=True, compare=False)
 
     def __post_init__(self) -> None:
+        _check.iterable("endpoints", self.endpoints, "Endpoint objects")
         endpoints = tuple(self.endpoints)
         check_unique("endpoints", endpoints)
         _set(self, "endpoints", endpoints)
@@ -173,7 +174,7 @@ def check_unique(parameter: str, endpoints: Iterable[Endpoint]) -> None:
     seen = set()
     for endpoint in endpoints:
         if not isinstance(endpoint, Endpoint):
-            raise TypeError(f"{parameter} must hold Endpoint objects, not {endpoint!r}")
+            raise TypeError(f"{parameter} must hold Endpoint objects, not {_check.show(endpoint)}")
         if endpoint in seen:
             raise ValueError(f"{parameter} holds {endpoint} twice")
         seen.add(endpoint)
@@ -194,15 +195,14 @@ def _host(parameter: str, value: str) -> str:
 
 
 def _addresses(addresses: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(addresses, str) or not isinstance(addresses, Iterable):
-        raise TypeError(f"addresses must be an iterable of IP addresses, not {addresses!r}")
+    _check.iterable("addresses", addresses, "IP addresses")
     return tuple(sorted({_address(text) for text in addresses}, key=_address_order))
 
 
 def _address(text: object) -> str:
     address = canonical_ip(text) if isinstance(text, str) else None
     if address is None:
-        raise ValueError(f"addresses must hold IP addresses, not {text!r}")
+        raise ValueError(f"addresses must hold IP addresses, not {_check.show(text)}")
     return address
 
 

@@ -74,6 +74,7 @@ class StaticResolver:
     """
 
     def __init__(self, endpoints: Iterable[Endpoint | tuple[str, int]], *, resolver: DNSResolver | None = None) -> None:
+        _check.iterable("endpoints", endpoints, "Endpoint objects or (host, port)")
         self.endpoints = tuple(map(_as_endpoint, endpoints))
         if not self.endpoints:
             raise ValueError("endpoints is empty")
