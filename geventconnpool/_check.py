@@ -40,6 +40,15 @@ def number(parameter: str, value: object, low: float, high: float) -> float:
     return value
 
 
+def factor(parameter: str, value: object) -> float:
+    """Return ``value``; raise unless it is a finite number that is more than 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{parameter} must be a number, not {show(value)}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{parameter} must be a number above 0, not {show(value)}")
+    return value
+
+
 def iterable(parameter: str, value: object, of: str) -> None:
     """Raise :class:`TypeError` unless ``value`` can be gone through and is no text, which has only letters in it."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):

@@ -271,6 +271,8 @@ def retry(
     Raises :class:`ValueError` or :class:`TypeError`, naming the option, when the function is decorated.
     """
     _check.function("f", f)
+    if isinstance(f, type) and issubclass(f, BaseException):  # which could be called, too, but hardly is meant to be
+        raise TypeError(f"f must be a function, not {show(f)}: what is to be retried goes to exc_classes")
     _check.function("logger.log", getattr(logger, "log", logger))
     _check.integer("retry_log_level", retry_log_level, 0)
     _check.integer("max_failure_log_level", max_failure_log_level, 0)
@@ -283,7 +285,7 @@ def retry(
         failure_log=(logging.DEBUG if logger is None else max_failure_log_level, max_failure_log_message),
         max_failures=None if max_failures is None else _check.integer("max_failures", max_failures, 0),
         interval=_check.seconds("interval", interval),
-        backoff=_check.seconds("backoff", backoff, positive=True),
+        backoff=_check.factor("backoff", backoff),
         max_interval=inf if max_interval is None else _check.seconds("max_interval", max_interval),
         jitter=_check.number("jitter", jitter, 0, 1),
         timeout=inf if timeout is None else _check.seconds("timeout", timeout),

@@ -782,7 +782,7 @@ def test_anything_with_a_log_method_is_a_logger():
 NAN = float("nan")
 NO_SECONDS = [(-1, ValueError), (NAN, ValueError), ("5", TypeError), (True, TypeError), ([], TypeError)]
 BAD: dict[str, list[tuple[Any, type[Exception]]]] = {
-    "f": [(5, TypeError), ("flaky", TypeError)],
+    "f": [(5, TypeError), ("flaky", TypeError), (OSError, TypeError)],
     "exc_classes": [(5, TypeError), (None, TypeError), ("OSError", TypeError), ([OSError, 5], TypeError)],
     "max_failures": [(-1, ValueError), (1.5, TypeError), ("5", TypeError), (True, TypeError)],
     "interval": [*NO_SECONDS, (None, TypeError), (inf, ValueError)],
@@ -807,6 +807,11 @@ def test_a_bad_option_is_refused_with_its_name_and_value(option, value, kind):
     text = str(caught.value)
     assert option in text
     assert repr(value) in text or (option == "exc_classes" and any(repr(item) in text for item in value))
+
+
+def test_backoff_is_a_number_and_no_time():
+    with pytest.raises(ValueError, match="backoff must be a number above 0, not -2"):
+        retry(backoff=-2)
 
 
 @pytest.mark.parametrize("option", ["tries", "max_retries"])
