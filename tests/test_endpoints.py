@@ -169,6 +169,17 @@ def test_what_is_no_service_is_refused_by_name_and_value(service):
     assert repr(service) in str(refusal.value)
 
 
+@pytest.mark.parametrize("service", ["http://redis", "redis://redis.example.org:6379", "redis.example.org:6379/0"])
+def test_a_url_is_told_to_be_one(service):
+    with pytest.raises(ValueError, match=f"service {service!r} looks like a URL or a path; a name, or host:port, is"):
+        parse_service(service)
+
+
+def test_an_address_in_brackets_lacks_a_port_as_one_without_does():
+    with pytest.raises(ValueError, match=r"service '\[::1\]' is an IP address without a port"):
+        parse_service("[::1]")
+
+
 @pytest.mark.parametrize("service", [None, 5, b"redis.example.org:6379"])
 def test_a_service_that_is_no_str_is_a_type_error(service):
     with pytest.raises(TypeError, match=f"service must be a str, not {service!r}"):

@@ -130,8 +130,10 @@ def parse_service(service: str) -> tuple[str, int | None]:
     """
     if not isinstance(service, str):
         raise TypeError(f"service must be a str, not {_check.show(service)}")
-    if canonical_ip(service) is not None:
+    if canonical_ip(service.strip("[]")) is not None:
         raise ValueError(f"service {_check.show(service)} is an IP address without a port")
+    if "/" in service:
+        raise ValueError(f"service {_check.show(service)} looks like a URL or a path; a name, or host:port, is wanted")
     host, colon, port = service.rpartition(":") if ":" in service else (service, "", "")
     name = _service_name(service, host)
     if not colon:
