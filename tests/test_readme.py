@@ -6,7 +6,6 @@ The text runs as it stands, but for the names that lead to servers of ours in it
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,17 +13,11 @@ import pytest
 
 from geventconnpool import ClusterPool, ConnectionPool
 from geventconnpool.testing import DNSServer
+from tests.documents import blocks
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.rst") if "_build" not in path.parts)
 DOCUMENTS = {path.relative_to(ROOT / "docs").as_posix(): path for path in PAGES} | {"README.rst": ROOT / "README.rst"}
-BLOCK = re.compile(r"^\.\. code-block:: python\n\n((?:(?: {4}.*)?\n)+)", re.MULTILINE)
-
-
-def blocks(text: str) -> list[tuple[int, str]]:
-    """Return (number of lines before it, source) for each Python block."""
-    return [(text[: match.start(1)].count("\n"), textwrap.dedent(match[1])) for match in BLOCK.finditer(text)]
-
 
 # What the documents look up in the DNS of others.
 SERVICES = (
