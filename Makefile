@@ -7,12 +7,14 @@ PYTHON = python3
 VENV = .venv
 BIN = $(VENV)/bin
 BENCH = .venv-bench
+DIST = .venv-dist
 PEERS = tests/benchmarks/peers.txt
+RELEASE = tests/release.txt
 SECONDS = 600
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test coverage soak bench bench-balance clean venv package
+.PHONY: help demo test coverage soak bench bench-balance dist clean venv package
 
 help:
 	@echo "make demo      three servers, one service name, everything goes wrong: watch what callers see"
@@ -21,6 +23,7 @@ help:
 	@echo "make soak      ten minutes of trouble (SECONDS=600), with an eye on memory and descriptors"
 	@echo "make bench     how fast it is, beside the pools of others and against the targets (five minutes)"
 	@echo "make bench-balance  who gets the calls: ours beside the balancers of others, against the targets (three minutes)"
+	@echo "make dist      wheel and source distribution, looked into, installed without a compiler, tried out"
 	@echo "make clean     remove what these have made"
 
 venv:
@@ -68,6 +71,17 @@ bench:
 bench-balance: package
 	$(BIN)/python -m tests.benchmarks.balance
 
+dist:
+	@$(DIST)/bin/python -c "" 2>/dev/null || $(PYTHON) -m venv --clear --without-pip $(DIST)
+	@cmp -s $(RELEASE) $(DIST)/installed || { \
+	    echo "installing what builds and checks into $(DIST)"; \
+	    $(PYTHON) -m pip --python $(DIST)/bin/python install --quiet --requirement $(RELEASE) && \
+	    cp $(RELEASE) $(DIST)/installed; }
+	@rm -rf dist
+	$(DIST)/bin/python -m build --no-isolation
+	$(DIST)/bin/python -m twine check --strict dist/*
+	$(DIST)/bin/python -m tests.release dist
+
 clean:
-	rm -rf $(VENV) $(BENCH) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(BENCH) $(DIST) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find geventconnpool tests docs -name __pycache__ -prune -exec rm -rf {} +

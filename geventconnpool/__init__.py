@@ -25,7 +25,7 @@ __all__ = [
     "retry",
 ]
 
-__version__ = "1.0.0.dev0"
+__version__ = "1.0.0rc1"
 
 
 def __getattr__(name: str) -> Any:
