@@ -130,13 +130,15 @@ class Witness:
 class Program:
     """A Python program in a session of its own, told where the witnesses are; no process of it outlives it."""
 
+    runner: tuple[str, ...] = (sys.executable, "-u", "-m")
+
     def __init__(self, *arguments: str, log: Path, witnesses: list[Witness], **environment: str) -> None:
         self._log = log
         self._name = " ".join(arguments)
         addresses = " ".join(witness.address for witness in witnesses)
         with open(log, "wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-u", "-m", *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                [*self.runner, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 cwd=ROOT, env={**os.environ, "WITNESSES": addresses, **environment},
                 preexec_fn=die_with_parent, start_new_session=True,
             )  # fmt: skip
