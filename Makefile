@@ -8,13 +8,15 @@ VENV = .venv
 BIN = $(VENV)/bin
 BENCH = .venv-bench
 DIST = .venv-dist
+RUNS = .venv-runs
 PEERS = tests/benchmarks/peers.txt
 RELEASE = tests/release.txt
+PROGRAMS = tests/runs/programs.txt
 SECONDS = 600
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test coverage soak bench bench-balance dist clean venv package
+.PHONY: help demo test coverage soak bench bench-balance test-runs dist clean venv package
 
 help:
 	@echo "make demo      three servers, one service name, everything goes wrong: watch what callers see"
@@ -23,6 +25,7 @@ help:
 	@echo "make soak      ten minutes of trouble (SECONDS=600), with an eye on memory and descriptors"
 	@echo "make bench     how fast it is, beside the pools of others and against the targets (five minutes)"
 	@echo "make bench-balance  who gets the calls: ours beside the balancers of others, against the targets (three minutes)"
+	@echo "make test-runs  uWSGI and locust, run for real; needs a C compiler (one minute)"
 	@echo "make dist      wheel and source distribution, looked into, installed without a compiler, tried out"
 	@echo "make clean     remove what these have made"
 
@@ -71,6 +74,14 @@ bench:
 bench-balance: package
 	$(BIN)/python -m tests.benchmarks.balance
 
+test-runs:
+	@$(RUNS)/bin/python -c "" 2>/dev/null || $(PYTHON) -m venv --clear --without-pip $(RUNS)
+	@cat pyproject.toml $(PROGRAMS) | cmp -s - $(RUNS)/installed || { \
+	    echo "installing uWSGI and locust into $(RUNS)"; \
+	    $(PYTHON) -m pip --python $(RUNS)/bin/python install --quiet --editable . --requirement $(PROGRAMS) && \
+	    cat pyproject.toml $(PROGRAMS) >$(RUNS)/installed; }
+	$(RUNS)/bin/python -m pytest tests/runs/with_uwsgi.py tests/runs/with_locust.py
+
 dist:
 	@$(DIST)/bin/python -c "" 2>/dev/null || $(PYTHON) -m venv --clear --without-pip $(DIST)
 	@cmp -s $(RELEASE) $(DIST)/installed || { \
@@ -83,5 +94,5 @@ dist:
 	$(DIST)/bin/python -m tests.release dist
 
 clean:
-	rm -rf $(VENV) $(BENCH) $(DIST) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(BENCH) $(DIST) $(RUNS) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find geventconnpool tests docs -name __pycache__ -prune -exec rm -rf {} +
