@@ -295,6 +295,7 @@ def retry(
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         if not callable(function):
             raise TypeError(f"retry cannot call {show(function)}")
+        _check.plain_function("f", function)
 
         name = getattr(function, "__name__", None) or repr(function)
 

@@ -173,6 +173,13 @@ def _seconds(timeout: float | Unset | None) -> float | Unset | None:
     return timeout if isinstance(timeout, Unset) else _check.seconds_or_none("timeout", timeout)
 
 
+# What a user overrides. They are called, nobody awaits them.
+HOOKS = (
+    *("_new_connection", "_keepalive", "_close_connection", "_abort_connection"),
+    *("_is_connection_error", "_is_reusable", "_fileno"),
+)
+
+
 class Options:
     """The options that a lone pool and a cluster have in common, checked."""
 
@@ -201,6 +208,8 @@ class Options:
         kind = type(pool)
         if kind._new_connection is base._new_connection:  # type: ignore[attr-defined]  # both kinds of pool have it
             raise TypeError(f"{kind.__name__} must override _new_connection")
+        for hook in HOOKS:
+            _check.plain_function(f"{kind.__name__}.{hook}", getattr(kind, hook))
         self.has_keepalive = kind._keepalive is not Hooks._keepalive
         self.asks_reusable = kind._is_reusable is not Hooks._is_reusable
         self.size = _check.integer("size", size, 1)

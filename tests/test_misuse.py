@@ -1752,6 +1752,25 @@ def test_a_closing_hook_that_cannot_be_called_leaves_the_connection_to_its_fate_
     wait_until(lambda: pool.stats().closed == pool.stats().opened == 3 + SIZE)
 
 
+async def awaited(self, *args):
+    return Connection()
+
+
+def yielding(self, *args):
+    yield Connection()
+
+
+@pytest.mark.parametrize("function", [awaited, yielding])
+@pytest.mark.parametrize("hook", [*HOOKS, "_fileno"])
+@pytest.mark.parametrize("kind", [BarePool, BareCluster])
+def test_a_hook_that_nobody_would_ever_run_is_refused_by_name(kind, hook, function):
+    wrong = type("Wrong", (kind,), {hook: function})
+
+    with pytest.raises(TypeError, match=f"Wrong.{hook} must be a plain function, .* <function {function.__name__}"):
+        wrong((A,), 1) if kind is BareCluster else wrong(1)
+    assert Misused.workers == []
+
+
 @pytest.mark.parametrize("kind", [ConnectionPool, ClusterPool])
 def test_a_pool_whose_constructor_was_not_called_can_do_nothing_and_says_so(kind):
     class Forgetful(kind):

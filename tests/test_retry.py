@@ -825,6 +825,27 @@ def test_what_cannot_be_called_cannot_be_retried():
         retry(max_failures=1)("send")
 
 
+def yielding():
+    yield 1
+
+
+async def awaited():
+    return 1
+
+
+async def both():
+    yield 1
+
+
+@pytest.mark.parametrize("function", [yielding, awaited, both])
+def test_what_runs_only_after_the_call_cannot_be_retried(function):
+    for use in retry, retry(max_failures=1):
+        with pytest.raises(
+            TypeError, match=f"f must be a plain function, not one that is async or has a yield: <.*{function.__name__}"
+        ):
+            use(function)
+
+
 def test_of_endless_failures_the_first_and_the_last_are_listed():
     @retry(max_failures=1000)
     def call():
