@@ -10,7 +10,7 @@ from math import inf
 from random import Random
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 from gevent import getcurrent
 
@@ -77,8 +77,23 @@ class Hooks(Generic[C]):
         return descriptor_of(c)
 
 
+class NoLender:
+    """Stands in for the lender of a pool until its constructor has made that, and says so."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{self._kind}.__init__ must call super().__init__(...) before the pool is used")
+
+
 class Borrowing(Hooks[C]):
     """The methods that a lone pool and a cluster have in common."""
+
+    def __new__(cls, *_args: Any, **_options: Any) -> Self:
+        pool = super().__new__(cls)
+        pool._lender = cast("Lender", NoLender(cls.__name__))
+        return pool
 
     def get(self, timeout: float | Unset | None = UNSET) -> Lease[C]:
         """Return a context manager that lends a connection to its block.

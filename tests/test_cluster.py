@@ -169,7 +169,7 @@ def nothing_is_left_open(hub_errors):
     Cluster.alive.clear()
     yield
     for pool in Cluster.alive:
-        if hasattr(pool, "_lender"):
+        if hasattr(pool, "closed"):
             pool.close(0)
             wait_until(partial(is_over, pool), 5, f"the end of {pool}")
             assert all(c.ended for c in pool.made)

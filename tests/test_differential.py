@@ -157,7 +157,7 @@ def nothing_is_left_running() -> Iterator[None]:
 def end_all() -> None:
     for pool in Numbered.alive:
         pool.is_over = True
-        if isinstance(pool, NEW.base) and hasattr(pool, "_lender"):
+        if isinstance(pool, NEW.base) and hasattr(pool, "closed"):
             NEW.base.close(pool, 0)  # which the user may have overridden
     Numbered.alive.clear()
     for greenlet in textbook.running:

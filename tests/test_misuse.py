@@ -1782,7 +1782,7 @@ def test_a_pool_whose_constructor_was_not_called_can_do_nothing_and_says_so(kind
 
     pool = Forgetful()
     for use in pool.get, pool.acquire, pool.close, pool.stats, pool.wait, pool.__enter__().get:
-        with pytest.raises(AttributeError):
+        with pytest.raises(AttributeError, match=r"^Forgetful.__init__ must call super\(\).__init__\("):
             use()
 
 

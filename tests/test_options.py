@@ -144,7 +144,7 @@ def nothing_is_left_open(hub_errors):
     Hooks.alive.clear()
     yield
     for pool in Hooks.alive:
-        if hasattr(pool, "_lender"):
+        if hasattr(pool, "closed"):
             gevent.spawn(pool.close, 0).join()  # which spares what its own greenlet has borrowed
             wait_until(partial(is_over, pool), 5, f"the end of {pool}")
 

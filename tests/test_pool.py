@@ -105,7 +105,7 @@ def nothing_is_left_open(hub_errors):
     Pool.alive.clear()
     yield
     for pool in Pool.alive:
-        if hasattr(pool, "_lender"):
+        if hasattr(pool, "closed"):
             pool.close(0)
             wait_until(lambda pool=pool: is_over(pool), 5, f"the end of {pool}")
 

@@ -119,7 +119,7 @@ def all_goes_well_and_nothing_is_left_open(monkeypatch):
     monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda context, kind, value, tb: errors.append(kind))
     yield
     for pool in Fleet.alive:
-        if hasattr(pool, "_lender"):
+        if hasattr(pool, "closed"):
             pool.close(0)
             wait_until(lambda pool=pool: pool.stats().open == 0 and pool.discovery._applier is None)
     Fleet.alive.clear()
