@@ -76,7 +76,9 @@ def sessions() -> Reading:
     reset = ConnectionResetError(104, "Connection reset by peer")
     used = "a call counts as 1.4 ms; calls take 0.41 ms; 3 in flight, where 2.6 is usual"
     ahead = "a call counts as 1.5 ms; calls take 0.44 ms; 2 in flight; 1.2 calls ahead of its share"
-    failed = f"for 42 s: too many calls in a row failed; last failure {refused!r}; probes failed: 7; next probe in 3.2 s"
+    failed = (
+        f"for 42 s: too many calls in a row failed; last failure {refused!r}; probes failed: 7; next probe in 3.2 s"
+    )
     gone = "for 9 s: it left DNS, or the subset; 2 in flight may finish within 21 s"
     return cluster(
         "sessions",

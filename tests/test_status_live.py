@@ -18,8 +18,8 @@ from gevent.threadpool import ThreadPool
 from geventconnpool import ClusterPool, Endpoint
 from geventconnpool.status import StatusApp
 from tests.browser import Connection
+from tests.documents import blocks
 from tests.servers import HOST, free_port, wait_until
-from tests.test_readme import blocks
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs" / "status-page.rst"
