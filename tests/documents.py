@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import textwrap
+from pathlib import Path
 
+ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^\.\. code-block:: python\n\n((?:(?: {4}.*)?\n)+)", re.MULTILINE)
 
 

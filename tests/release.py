@@ -21,9 +21,8 @@ from shutil import which
 from time import monotonic
 from zipfile import ZipFile
 
-from tests.documents import blocks
+from tests.documents import ROOT, blocks
 
-ROOT = Path(__file__).parent.parent
 CACHES = {"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".venv", "build", "dist"}
 SOURCES = (
     *("Makefile", "README.rst", "CONTRIBUTING.rst", "LICENSE"),
@@ -77,7 +76,7 @@ def look_into_wheel(path: Path) -> None:
 
 
 def package_files() -> list[Path]:
-    return [file for file in (ROOT / "geventconnpool").rglob("*") if file.suffix in (".py", ".typed")]
+    return [f for f in (ROOT / "geventconnpool").rglob("*") if f.is_file() and "__pycache__" not in f.parts]
 
 
 def check_metadata(metadata: Message) -> None:

@@ -16,8 +16,7 @@ from geventconnpool.cluster import Endpoint, OutlierDetection, PeakEWMA, Resolut
 from geventconnpool.cluster._members import LEAST_SHARE, ClusterQueue, Members
 from geventconnpool.cluster._refresh import Bounds, Refresh
 from tests.benchmarks.simulator import Client, World, evenly, poisson
-from tests.documents import blocks
-from tests.test_readme import ROOT
+from tests.documents import ROOT, blocks
 from tests.virtual import Dice, Shell
 
 A, B, C = (Endpoint(name, 6379) for name in "abc")
