@@ -108,13 +108,13 @@ class LoneLease(_QuickLease[C]):
             slot = idle.pop() if slots.lifo else idle.popleft()
             slot.state = IN_USE
             slot.since = now
-            slots.lent += 1
             if now - slot.seen >= TRUSTED_FOR or slot.seen < slots.trouble_at:
                 self.slot = USED
-                slot = lender.look_closer(slot, now) or lender.borrow(self.timeout)
+                slot = lender.look_closer(slot, now) or lender.find(self.timeout)
         else:
             self.slot = USED
             slot = lender.borrow_later(self.timeout)
+        slot.pool.gets += 1
         slot.owner = getcurrent()
         self.slot = slot
         connection: C = slot.connection
@@ -134,7 +134,8 @@ class ClusterLease(_QuickLease[C]):
         slot = lender.members.take_idle(now)
         if slot is None or now - slot.seen >= TRUSTED_FOR or slot.seen < slot.pool.trouble_at:
             self.slot = USED
-            slot = lender.look_closer(slot, now) or lender.borrow(self.timeout)
+            slot = lender.look_closer(slot, now) or lender.find(self.timeout)
+        slot.pool.gets += 1
         slot.owner = getcurrent()
         self.slot = slot
         connection: C = slot.connection

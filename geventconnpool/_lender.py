@@ -184,6 +184,13 @@ class Lender(ABC):
 
     def borrow(self, timeout: float | Unset | None) -> Slot:
         """Return a slot that is in use by the current greenlet from now on; wait up to ``timeout`` seconds for it."""
+        slot = self.find(timeout)
+        slot.pool.gets += 1
+        slot.owner = getcurrent()
+        return slot
+
+    def find(self, timeout: float | Unset | None) -> Slot:
+        """Do that, but for what a lease does itself."""
         self._look_round()
         now = monotonic()
         slot = self.take(now)
@@ -191,7 +198,6 @@ class Lender(ABC):
             slot = self.borrow_later(timeout)
         elif now - slot.seen >= TRUSTED_FOR or slot.seen < slot.pool.trouble_at:
             slot = self.look_closer(slot, now) or self.borrow_later(timeout)
-        slot.owner = getcurrent()
         return slot
 
     def look_closer(self, slot: Slot | None, now: float) -> Slot | None:

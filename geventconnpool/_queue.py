@@ -164,7 +164,6 @@ class Waiter:
         """Return the slot that was handed over, once."""
         slot, self.slot = self.slot, None
         assert slot is not None
-        slot.pool.unused -= 1
         return slot
 
 
@@ -260,8 +259,6 @@ class Queue:
     def settle(self, waiter: Waiter, *, slot: Slot | None = None, error: BaseException | None = None) -> None:
         self.withdraw(waiter)
         waiter.slot, waiter.error = slot, error
-        if slot is not None:
-            slot.pool.unused += 1
         self.todo.append((WAKE, waiter))
 
     def withdraw(self, waiter: Waiter) -> None:

@@ -131,11 +131,11 @@ class Slots:
         "endpoint",
         "facade",
         "failures",
+        "gets",
         "has_keepalive",
         "idle",
         "keepalive",
         "last_error",
-        "lent",
         "lifo",
         "max_connecting",
         "max_idle",
@@ -151,7 +151,6 @@ class Slots:
         "slots",
         "tell_returned",
         "trouble_at",
-        "unused",
         "waiting",
         "warming",
     )
@@ -197,8 +196,7 @@ class Slots:
         self._cold = 0  # how many at the head of it were kept alive since they were used; last in, first out only
         self._order = lifo
         self._set_order()
-        self.lent = 0  # how often a connection was handed out
-        self.unused = 0  # how many of those waiters have not claimed yet, or were given back as they were
+        self.gets = 0  # how many calls got a connection: who gets one counts, so it never goes back
         self.connecting = 0
         self.checking = 0
         self.closing = 0
@@ -282,8 +280,6 @@ class Slots:
         waiter, _ = self.queue.waiting.popitem(last=False)  # from here on it is nobody else's
         slot.owner = None
         slot.seen = slot.since = now
-        self.lent += 1
-        self.unused += 1
         self.waiting -= 1
         waiter.slot = slot
         return waiter
@@ -317,7 +313,6 @@ class Slots:
     @transition
     def pass_on(self, slot: Slot, now: float) -> None:
         """Take back a connection that was handed to a waiter who never used it: as clean as it was."""
-        self.unused += 1
         if not self._let_go(slot):
             return
         cause = self._fate(slot)
@@ -336,7 +331,6 @@ class Slots:
     @transition
     def hung_up(self, slot: Slot, now: float) -> None:
         """The peer of a connection that was handed out, and not yet used, has closed it."""
-        self.unused += 1
         if not self._let_go(slot):
             return
         self.trouble_at = now  # if the server was restarted, it is not the only one
@@ -404,7 +398,6 @@ class Slots:
     def _lend(self, slot: Slot, now: float) -> None:
         slot.state = IN_USE
         slot.since = now
-        self.lent += 1
 
     # -- opening -------------------------------------------------------------------------------------------------------
 
@@ -478,11 +471,6 @@ class Slots:
     def in_use(self) -> int:
         """How many are borrowed; one that changes its state just now is counted here, until it has the new one."""
         return len(self.slots) - len(self.idle) - self.connecting - self.checking - self.closing
-
-    @property
-    def gets(self) -> int:
-        """How many calls got a connection."""
-        return self.lent - self.unused
 
     @property
     def open(self) -> int:

@@ -60,7 +60,7 @@ Change = Callable[[float], None]
 
 R = TypeVar("R")
 
-LOOKS_AT_MOST = 20_000  # of another thread; it is let in, and so lets others in, every 5 ms
+LOOKS_AT_MOST = 200_000  # of another thread: a fraction of a second, in which the hub gets on
 SETS_REMEMBERED = 100  # of avoided endpoints
 GOOD_CALLS_IN_A_ROW = 20  # after which a failure is no relapse
 LONGEST_PAUSE = 60.0  # seconds a failure costs at most, where nothing is ejected
@@ -314,7 +314,7 @@ class Moves:
         self.ended += 1
 
     def between(self, look: Callable[[], R]) -> R:
-        """Return what ``look`` sees while nothing moves; if it moves for tens of milliseconds, what can be seen."""
+        """Return what ``look`` sees while nothing moves; if that does not end, what can be seen."""
         for _ in range(LOOKS_AT_MOST):
             ended = self.ended
             seen = look()
@@ -516,7 +516,6 @@ class Members:
         slot = idle.pop() if pool.lifo else idle.popleft()
         slot.state = IN_USE
         slot.since = now
-        pool.lent += 1
         return slot
 
     def _idle_one(self, load: Load, now: float) -> Load:
