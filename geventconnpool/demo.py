@@ -1,8 +1,9 @@
 """Everything that may happen to a service, in about twenty seconds, and what its callers see of it: nothing.
 
-Run ``python -m geventconnpool.demo``: no arguments, no root, no network. Three backends in processes of their own, a
-DNS server in this one that names them, and 30 greenlets that call them through a :class:`ClusterPool`. Then a backend
-is killed and comes back, another hangs, one leaves DNS, a new one enters it. Each step waits until its effect is seen.
+Run ``python -m geventconnpool.demo``: no arguments, no root, no network. (With ``geventconnpool demo`` you direct.)
+Three backends in processes of their own, a DNS server in this one that names them, and 30 greenlets that call them
+through a :class:`ClusterPool`. Then a backend is killed and comes back, another hangs, one leaves DNS, a new one enters
+it. Each step waits until its effect is seen.
 The exit status is 0 only if every effect was and no caller saw a failure; else it is 1, and the last lines say why.
 
 Every request carries a number, which the reply has to echo with the name of the backend: a reply that belongs to
@@ -14,14 +15,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import json
 import math
 import random
 import signal
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from time import monotonic
+from typing import Protocol
 
 import gevent
 from gevent import socket
@@ -29,6 +32,9 @@ from gevent.server import StreamServer
 from gevent.subprocess import PIPE, Popen
 
 from geventconnpool import ClusterPool, Endpoint, events, retry
+from geventconnpool._commands import _terminal
+from geventconnpool._commands._output import end_with_signals
+from geventconnpool._commands._terminal import Column, milliseconds
 from geventconnpool.cluster import DNSResolver
 from geventconnpool.testing import DNSServer
 
@@ -41,6 +47,7 @@ PATIENCE = 0.5  # seconds to wait for a reply: what a backend that hangs costs a
 CALM = 2.7  # seconds to look at what a step has led to
 ABSENCE = 1.5  # seconds to see that an endpoint is left alone
 DEADLINE = 15.0  # seconds in which each effect must be seen
+EXAMPLES = 5  # of failures that callers saw
 PR_SET_PDEATHSIG = 1
 
 
@@ -152,7 +159,8 @@ class Load:
 
     def __init__(self) -> None:
         self.calls = 0
-        self.failures: list[Exception] = []  # that a caller saw
+        self.failures = 0  # that a caller saw
+        self.examples: list[Exception] = []  # of these, the first
         self.begun: Counter[Endpoint] = Counter()  # attempts
         self.window = Window()
         self._numbers = itertools.count(1)
@@ -178,7 +186,8 @@ class Load:
             try:
                 self.call()
             except Exception as error:
-                self.failures.append(error)
+                self.failures += 1
+                self.examples += [error][: EXAMPLES - len(self.examples)]
             self.calls += 1
             self.window.slowest = max(self.window.slowest, monotonic() - begun)
 
@@ -218,14 +227,21 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
     return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)] if values else None
 
 
+COLUMNS = (
+    Column("endpoint"),
+    Column("state", least=8),
+    *(Column(title, is_number=True) for title in ("in flight", "calls/s", "errors", "ejections", "p50 ms", "p99 ms")),
+)
+
+
 def table(rows: Iterable[Row]) -> Iterator[str]:
     """Yield a line of headings and a line for each row."""
-    form = "{:<22}{:<9}{:>10}{:>9}{:>8}{:>11}{:>8}{:>8}".format
-    yield form("endpoint", "state", "in flight", "calls/s", "errors", "ejections", "p50 ms", "p99 ms")
-    for row in rows:
-        p50, p99 = ("-" if seconds is None else f"{seconds * 1000:.1f}" for seconds in (row.p50, row.p99))
-        rate = f"{row.calls_per_second:.0f}"
-        yield form(row.endpoint, row.state, row.in_flight, rate, row.errors, row.ejections, p50, p99)
+    return _terminal.table(COLUMNS, map(cells, rows))
+
+
+def cells(row: Row) -> Sequence[str]:
+    counts = (str(row.in_flight), f"{row.calls_per_second:.0f}", str(row.errors), str(row.ejections))
+    return row.endpoint, row.state, *counts, milliseconds(row.p50), milliseconds(row.p99)
 
 
 def rows_of(stats: events.ClusterStats, window: Window, now: float) -> Iterator[Row]:
@@ -240,56 +256,155 @@ def rows_of(stats: events.ClusterStats, window: Window, now: float) -> Iterator[
         yield Row(str(endpoint), state, in_flight, rate, window.errors[endpoint], ejections, p50, p99)
 
 
-class Scene:
-    """The steps of the demo in order; the docstring of each announces it."""
+class Teller(Protocol):
+    """Who is told what the scenes show."""
+
+    def step(self, number: int, title: str) -> None: ...
+    def note(self, line: str) -> None: ...
+    def seen(self, what: str, seconds: float, happening: str) -> None: ...
+    def report(self, rows: Iterable[Row], window: Window, seconds: float, failures: int) -> None: ...
+    def end(self, load: Load, failed: str | None) -> None: ...
+
+
+class Plain:
+    """Tells it in lines of text."""
+
+    def step(self, number: int, title: str) -> None:
+        print(f"\n{number}. {title}", flush=True)
+
+    def note(self, line: str) -> None:
+        print(f"   {line}", flush=True)
+
+    def seen(self, what: str, seconds: float, happening: str) -> None:
+        self.note(f"{what} {seconds:.2f} s after {happening}")
+
+    def report(self, rows: Iterable[Row], window: Window, seconds: float, failures: int) -> None:
+        self.note(f"the last {seconds:.1f} s:")
+        for line in table(rows):
+            print(f"     {line}")
+        retried, slowest = window.errors.total(), window.slowest * 1000
+        self.note(f"{retried} attempts failed, slowest call {slowest:.0f} ms, {failures} failures seen so far")
+
+    def end(self, load: Load, failed: str | None) -> None:
+        if failed is not None:
+            print(f"\nFAILED: {failed}")
+        for failure in load.examples:
+            self.note(f"a caller saw {failure!r}")
+        print(f"\n{load.calls} calls, {load.failures} failures seen by callers", flush=True)
+
+
+class Json:
+    """Tells a step in one line, when it is over, and the end in another. Times are in seconds."""
+
+    def __init__(self) -> None:
+        self._step: dict[str, object] = {}
+        self._seen: list[dict[str, object]] = []
+
+    def step(self, number: int, title: str) -> None:
+        self._seen = []
+        self._step = {"step": number, "title": title, "seen": self._seen}
+
+    def note(self, line: str) -> None:
+        """All that counts is told elsewhere."""
+
+    def seen(self, what: str, seconds: float, happening: str) -> None:
+        self._seen.append({"what": what, "seconds": round(seconds, 3), "after": happening})
+
+    def report(self, rows: Iterable[Row], window: Window, seconds: float, failures: int) -> None:
+        self._step |= {
+            "window": round(seconds, 3),
+            "endpoints": [asdict(row) for row in rows],
+            "failed_attempts": window.errors.total(),
+            "slowest_call": round(window.slowest, 6),
+            "failures": failures,
+        }
+        print(json.dumps(self._step), flush=True)
+
+    def end(self, load: Load, failed: str | None) -> None:
+        examples = list(map(repr, load.examples))
+        end = {"calls": load.calls, "failures": load.failures, "examples": examples, "failed": failed}
+        print(json.dumps(end), flush=True)
+
+
+class Stage:
+    """DNS, backends, the pool and its callers."""
 
     pool: Backends
 
-    def __init__(self, deadline: float, load: Load) -> None:
-        self.deadline = deadline
+    def __init__(self, load: Load) -> None:
         self.load = load
         self.dns = DNSServer()
         self.backends = self.a, self.b, self.c, self.d = [Backend(letter) for letter in "abcd"]
+
+    @contextlib.contextmanager
+    def on(self, first: int = 3) -> Iterator[None]:
+        """Have all of it there, with so many backends that run, and leave nothing behind."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.dns)
+            for backend in self.backends:
+                stack.callback(backend.kill)
+            gevent.joinall([gevent.spawn(self.start, backend) for backend in self.backends[:first]], raise_error=True)
+            for backend in self.backends[:3]:
+                self.publish(backend)
+            resolver = DNSResolver([self.dns.address], min_refresh=1)
+            self.pool = Backends(
+                SERVICE, SIZE, keepalive=1, keepalive_timeout=PATIENCE, timeout=5, resolver=resolver, on_event=self.note
+            )
+            stack.enter_context(self.pool)
+            self.begin()
+            stack.enter_context(self.load.on(self.pool))
+            yield
+
+    def note(self, event: events.Event) -> None:
+        """The pool tells of an event."""
+
+    def begin(self) -> None:
+        """The pool is there, and calls are about to begin."""
+
+    def start(self, backend: Backend) -> None:
+        backend.start()
+
+    def publish(self, backend: Backend) -> None:
+        """Enter a backend into DNS."""
+        self.dns.add_address(backend.name, "127.0.0.1")
+        self.dns.add_srv(SERVICE, backend.name, backend.port)
+
+    def withdraw(self, backend: Backend) -> None:
+        """Take a backend out of DNS."""
+        self.dns.remove_srv(SERVICE, backend.name, backend.port)
+
+    def state_of(self, backend: Backend) -> str:
+        states = {entry.endpoint: entry.state for entry in self.pool.stats().endpoints}
+        return states.get(backend.endpoint, "gone")
+
+
+class Scene(Stage):
+    """The steps of the demo in order; the docstring of each announces it."""
+
+    def __init__(self, deadline: float, load: Load, teller: Teller) -> None:
+        super().__init__(load)
+        self.deadline = deadline
+        self.teller = teller
         self.drained: set[Endpoint] = set()
         self._moment = ("the start", monotonic())
 
     def play(self) -> None:
         """Go through all steps; raise :class:`NotSeenError` at the first that does not show what it should."""
         steps = (self.steady, self.killed, self.revived, self.hung, self.woken, self.removed, self.added)
-        with self._stage():
+        with self.on():
             for number, step in enumerate(steps, 1):
-                print(f"\n{number}. {step.__doc__}", flush=True)
+                self.teller.step(number, step.__doc__ or "")
                 try:
                     step()
                 except NotSeenError as error:
                     raise NotSeenError(f"step {number}. {step.__doc__}\n   {error}") from None
 
-    @contextlib.contextmanager
-    def _stage(self) -> Iterator[None]:
-        """Have DNS, three backends, the pool and its callers there, and leave nothing behind."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self.dns)
-            for backend in self.backends:
-                stack.callback(backend.kill)
-            first = self.backends[:3]
-            gevent.joinall([gevent.spawn(self.start, backend) for backend in first], raise_error=True)
-            for backend in first:
-                self.publish(backend)
-            self.pool = self._open_pool()
-            stack.enter_context(self.pool)
-            self.mark("the start")
-            stack.enter_context(self.load.on(self.pool))
-            yield
+    def note(self, event: events.Event) -> None:
+        if isinstance(event, events.EndpointDrained) and not event.forced:
+            self.drained.add(event.endpoint)
 
-    def _open_pool(self) -> Backends:
-        def note(event: events.Event) -> None:
-            if isinstance(event, events.EndpointDrained) and not event.forced:
-                self.drained.add(event.endpoint)
-
-        resolver = DNSResolver([self.dns.address], min_refresh=1)
-        return Backends(
-            SERVICE, SIZE, keepalive=1, keepalive_timeout=PATIENCE, timeout=5, resolver=resolver, on_event=note
-        )
+    def begin(self) -> None:
+        self.mark("the start")
 
     def steady(self) -> None:
         """All is well: the load is spread over three backends."""
@@ -325,7 +440,7 @@ class Scene:
 
     def removed(self) -> None:
         """A backend is taken out of DNS. It still runs, and calls to it may finish."""
-        self.dns.remove_srv(SERVICE, self.a.name, self.a.port)
+        self.withdraw(self.a)
         self.mark("the change in DNS")
         self.see(
             f"{self.a} is drained and gone", lambda: self.a.endpoint in self.drained and self.state_of(self.a) == "gone"
@@ -343,13 +458,9 @@ class Scene:
     # What steps are made of.
 
     def start(self, backend: Backend) -> None:
-        backend.start()
-        self.say(f"{backend} is process {backend.process.pid if backend.process else None}, port {backend.port}")
-
-    def publish(self, backend: Backend) -> None:
-        """Enter a backend into DNS."""
-        self.dns.add_address(backend.name, "127.0.0.1")
-        self.dns.add_srv(SERVICE, backend.name, backend.port)
+        super().start(backend)
+        pid = backend.process.pid if backend.process else None
+        self.teller.note(f"{backend} is process {pid}, port {backend.port}")
 
     def mark(self, what: str) -> None:
         """Measure and count the time from now, when this happens."""
@@ -364,11 +475,11 @@ class Scene:
                 raise NotSeenError(f"not seen within {self.deadline:g} s: {what}")
             gevent.sleep(0.005)
         happening, moment = self._moment
-        self.say(f"{what} {monotonic() - moment:.2f} s after {happening}")
+        self.teller.seen(what, monotonic() - moment, happening)
 
     def see_return(self, backend: Backend) -> None:
         due = next((entry.until for entry in self.pool.stats().endpoints if entry.endpoint == backend.endpoint), None)
-        self.say(f"{backend} is to be probed in {max(0.0, (due or 0.0) - monotonic()):.2f} s")
+        self.teller.note(f"{backend} is to be probed in {max(0.0, (due or 0.0) - monotonic()):.2f} s")
         self.see(f"{backend} is readmitted", lambda: self.state_of(backend) == "active")
         self.see(f"{backend} serves", lambda: self.serves(backend))
         self.look_on()
@@ -384,46 +495,28 @@ class Scene:
             gevent.sleep(ABSENCE)
             if self.load.begun[without.endpoint] > begun:
                 raise NotSeenError(f"calls still go to {without}")
-            self.say(f"no call went there in the {ABSENCE} s since")
+            self.teller.note(f"no call went there in the {ABSENCE} s since")
         self.report()
 
     def report(self) -> None:
         window, now = self.load.window, monotonic()
-        self.say(f"the last {now - window.since:.1f} s:")
-        for line in table(rows_of(self.pool.stats(), window, now)):
-            print(f"     {line}")
-        retried, failures = window.errors.total(), len(self.load.failures)
-        self.say(
-            f"{retried} attempts failed, slowest call {window.slowest * 1000:.0f} ms, {failures} failures seen so far"
-        )
+        rows = rows_of(self.pool.stats(), window, now)
+        self.teller.report(rows, window, now - window.since, self.load.failures)
 
     def serves(self, backend: Backend) -> bool:
         return len(self.load.window.seconds.get(backend.endpoint, ())) > 0
 
-    def state_of(self, backend: Backend) -> str:
-        states = {entry.endpoint: entry.state for entry in self.pool.stats().endpoints}
-        return states.get(backend.endpoint, "gone")
 
-    def say(self, line: str) -> None:
-        print(f"   {line}", flush=True)
-
-
-def main(deadline: float = DEADLINE) -> int:
-    """Play the scene, and return the exit status. ``deadline``: seconds in which each effect must be seen."""
-    me = gevent.getcurrent()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Not a KeyboardInterrupt, which strikes whatever greenlet runs just then.
-        gevent.signal_handler(number, gevent.kill, me, SystemExit(128 + number))
-    load, status = Load(), 0
+def main(deadline: float = DEADLINE, teller: Teller | None = None) -> int:
+    """Play the scenes, and return the exit status. ``deadline``: seconds in which each effect must be seen."""
+    end_with_signals()
+    load, teller, failed = Load(), teller or Plain(), None
     try:
-        Scene(deadline, load).play()
+        Scene(deadline, load, teller).play()
     except NotSeenError as error:
-        print(f"\nFAILED: {error}")
-        status = 1
-    for failure in load.failures[:5]:
-        print(f"   a caller saw {failure!r}")
-    print(f"\n{load.calls} calls, {len(load.failures)} failures seen by callers", flush=True)
-    return 1 if load.failures else status
+        failed = str(error)
+    teller.end(load, failed)
+    return 1 if load.failures or failed is not None else 0
 
 
 if __name__ == "__main__":

@@ -35,12 +35,16 @@ PURE = {
     "status._table": {"status._report"},
     **{f"status.{name}": {"status._report", "status._table"} for name in ("_html", "_text")},
     "cluster._explain": {"_check", "_slots", "events", "cluster._load", "cluster._members"},
+    "_commands._terminal": set(),
+    "_commands._telling": {"events"},
+    "_commands._help": set(),
     "cluster._members": LEAVES | CLUSTER_LEAVES | {"_queue", "_slots", "cluster._balancers"},
 }
 # Functions of packages that are not pure, which are.
 PURE_FUNCTIONS = {f"socket.{name}" for name in ("AF_INET6", "inet_ntoa", "inet_ntop")}
 WITH_GEVENT = {
     *("_engine", "_fork", "_lease", "_liveness", "_worker", "_retry", "_lender", "pool", "demo", "testing"),
+    *("_commands._output", "_commands._screen", "_commands._check", "_commands._watch", "_commands._demo"),
     *("cluster._connect", "cluster._dns", "cluster._hosts", "cluster._resolvers", "cluster._pool"),
 }
 WITH_DNSPYTHON = {"cluster._dns", "cluster._resolvers", "testing", "demo"}
