@@ -32,6 +32,7 @@ from gevent.server import StreamServer
 from gevent.subprocess import PIPE, Popen
 
 from geventconnpool import ClusterPool, Endpoint, events, retry
+from geventconnpool import _commands as commands
 from geventconnpool._commands import _terminal
 from geventconnpool._commands._output import end_with_signals
 from geventconnpool._commands._terminal import Column, milliseconds
@@ -523,4 +524,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--backend"]:
         serve(sys.argv[2], int(sys.argv[3]))
     else:
-        sys.exit(main())
+        sys.exit(commands.main(["demo", "--play"]))

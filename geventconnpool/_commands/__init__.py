@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn
@@ -22,9 +23,12 @@ UNREAD = 128 + 13  # what a shell says of a program that SIGPIPE has ended
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that ``arguments`` say, those of the program by default; return the exit status."""
+    from geventconnpool._commands._output import end_with_signals
+
+    end_with_signals()
     try:
         try:
-            return _run(_parser().parse_args(arguments))
+            return perform(arguments)
         finally:
             _flush()
     except BrokenPipeError:
@@ -36,10 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_USAGE
 
 
-def _run(options: argparse.Namespace) -> int:
-    from geventconnpool._commands._output import Output, end_with_signals
+def perform(arguments: Sequence[str] | None) -> int:
+    """Do the same, and leave signals and what cannot be written to others. Raises SystemExit for bad usage."""
+    from geventconnpool._commands._output import Output
 
-    end_with_signals()
+    options = _parser().parse_args(arguments)
     command = import_module(f"geventconnpool._commands.{options.module}")
     output = Output(sys.stdout or open(os.devnull, "w"), sys.stderr, as_json=options.json)  # noqa: SIM115  # to the end
     try:
@@ -68,8 +73,8 @@ def _parser() -> Parser:
     parser = _described(Parser(prog="geventconnpool", formatter_class=argparse.RawDescriptionHelpFormatter), "main")
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
-    for name, add in {"resolve": _resolve, "check": _check, "watch": _watch, "demo": _demo}.items():
-        summary = getattr(_help, name.upper())[0]
+    for name, add in _OPTIONS.items():
+        summary = getattr(_help, name.upper())[0].rstrip(".")
         command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
         _described(command, name)
         command.set_defaults(module=f"_{name}", parser=command)
@@ -79,7 +84,8 @@ def _parser() -> Parser:
 
 
 def _described(parser: Parser, name: str) -> Parser:
-    parser.description, parser.epilog = "\n\n".join(getattr(_help, name.upper())[:2]), getattr(_help, name.upper())[2]
+    summary, more, parser.epilog = getattr(_help, name.upper())
+    parser.description = f"{summary}\n\n{textwrap.fill(more, 79)}"
     return parser
 
 
@@ -93,12 +99,12 @@ def _version() -> str:
     )
 
 
-def _resolve(parser: Parser) -> None:
+def _options_of_resolve(parser: Parser) -> None:
     _name(parser)
     _timeout(parser, 5.0, "for all tries at one question to DNS, in seconds (default: 5)")
 
 
-def _check(parser: Parser) -> None:
+def _options_of_check(parser: Parser) -> None:
     _name(parser)
     _timeout(parser, 10.0, "for everything together, in seconds (default: 10)")
     parser.add_argument(
@@ -114,7 +120,7 @@ def _check(parser: Parser) -> None:
     parser.add_argument("--ca-file", metavar="FILE", help="trust the authorities in this file, not those of the system")
 
 
-def _watch(parser: Parser) -> None:
+def _options_of_watch(parser: Parser) -> None:
     _name(parser)
     _timeout(parser, 5.0, "for all tries at one question to DNS, in seconds (default: 5)")
     parser.add_argument("--for", dest="seconds", metavar="SECONDS", type=_seconds, help="end after so long")
@@ -128,8 +134,17 @@ def _watch(parser: Parser) -> None:
         )
 
 
-def _demo(parser: Parser) -> None:
+def _options_of_demo(parser: Parser) -> None:
     parser.add_argument("--play", action="store_true", help="play the scenes, as where there is no terminal")
+
+
+# Not named like the modules, which become attributes of this one when they are loaded.
+_OPTIONS = {
+    "resolve": _options_of_resolve,
+    "check": _options_of_check,
+    "watch": _options_of_watch,
+    "demo": _options_of_demo,
+}
 
 
 def _name(parser: Parser) -> None:

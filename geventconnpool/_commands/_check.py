@@ -31,6 +31,7 @@ class Measured:
     """What the connections to one endpoint were like. Times are in seconds."""
 
     endpoint: str
+    good: int = 0  # connections that could have been used
     connects: list[float] = field(default_factory=list)
     handshakes: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -42,11 +43,7 @@ class Measured:
 
     @property
     def tries(self) -> int:
-        return max(len(self.connects), len(self.handshakes) + len(self.errors))
-
-    def good(self, with_tls: bool) -> int:
-        """Return how many of the connections could have been used."""
-        return len(self.handshakes if with_tls else self.connects)
+        return self.good + len(self.errors)
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
@@ -54,7 +51,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
     name, end = " ".join(options.name), monotonic() + options.timeout
     context = _context(options)
     measured: list[Measured] = []
-    with output.progress(lambda: _how_far(name, measured)):
+    with output.progress(lambda: how_far(name, measured)):
         found = _look_up(options, end)
         measured += [Measured(str(endpoint)) for endpoint in found.endpoints]
         _measure(list(zip(measured, found.endpoints, strict=True)), options, context, end)
@@ -79,10 +76,16 @@ def _context(options: argparse.Namespace) -> Context:
             if getattr(options, option) is not None:
                 raise ValueError(f"--{option.replace('_', '-')} is of no use without --tls")
         return None
+    # Not create_default_context, which makes one whose handshakes block the hub where nothing is patched.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        return ssl.create_default_context(cafile=options.ca_file)
+        if options.ca_file is None:
+            context.load_default_certs()
+        else:
+            context.load_verify_locations(options.ca_file)
     except OSError as error:
         raise ValueError(f"--ca-file {options.ca_file!r} cannot be used: {in_words(error)}") from error
+    return context
 
 
 def _look_up(options: argparse.Namespace, end: float) -> Found:
@@ -126,6 +129,7 @@ def _connect(measured: Measured, endpoint: Endpoint, name: str, context: Context
         if context is not None:
             _shake_hands(context, connection, name)
             measured.handshakes.append(monotonic() - connected)
+    measured.good += 1
 
 
 def _shake_hands(context: ssl.SSLContext, connection: socket.socket, name: str) -> None:
@@ -143,7 +147,7 @@ def name_to_verify(endpoint: Endpoint, wanted: str | None) -> str:
 def in_words(error: OSError) -> str:
     """Return what went wrong in a few words."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is refused: {error.verify_message}"
+        return f"its certificate is refused: {error.verify_message.rstrip('.')}"
     if isinstance(error, ssl.SSLError):
         return f"no TLS: {error.reason or error}"
     return error.strerror or str(error) or type(error).__name__
@@ -151,13 +155,13 @@ def in_words(error: OSError) -> str:
 
 def status_of(measured: Sequence[Measured]) -> int:
     """Return the exit status."""
-    good = sum(one.is_good for one in measured)
-    if not any(one.connects and (one.is_good or one.tries > len(one.errors)) for one in measured):
+    if not any(one.good for one in measured):
         return 2
-    return 0 if good == len(measured) else 1
+    return 0 if all(one.is_good for one in measured) else 1
 
 
-def _how_far(name: str, measured: Sequence[Measured]) -> str:
+def how_far(name: str, measured: Sequence[Measured]) -> str:
+    """Return how far it is."""
     if not measured:
         return f"looking up {name}"
     return f"{sum(one.is_done for one in measured)} of {count_of(len(measured), 'endpoint')} done"
@@ -216,7 +220,7 @@ def _columns(with_tls: bool) -> tuple[Column, ...]:
 
 
 def _row(one: Measured, with_tls: bool, look: Look) -> Sequence[str]:
-    ok = f"{one.good(with_tls)}/{one.tries}" if one.connects or one.is_done else "-"
+    ok = f"{one.good}/{one.tries}" if one.connects or one.is_done else "-"
     times = [*_times(one.connects), *(_times(one.handshakes) if with_tls else [])]
     return one.endpoint, look.paint(ok, "green" if one.is_good else "red"), *times
 

@@ -134,7 +134,7 @@ class Live(demo.Stage):
     def hang(self, backend: demo.Backend) -> None:
         if self.condition(backend) == "runs":
             backend.signal(SIGSTOP)
-            self._now(backend, "hangs", "its connections stay open, but nothing comes back")
+            self._now(backend, "hangs", "connections stay open, nothing comes back")
 
     def revive(self, backend: demo.Backend) -> None:
         if self.condition(backend) == "hangs":
@@ -178,7 +178,8 @@ class Live(demo.Stage):
         self._tell(condition, f"{backend}: {more}")
 
     def note(self, event: events.Event) -> None:
-        if words := told(event):
+        # Probes that fail, again and again, would leave no room for what has been done.
+        if not isinstance(event, events.ProbeFailed) and (words := told(event)):
             what, whom, more = words
             self._tell(what, f"{whom}: {more}")
 

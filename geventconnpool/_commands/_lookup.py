@@ -54,7 +54,7 @@ def resolver_of(names: Sequence[str], resolver: DNSResolver) -> tuple[Resolver, 
 def _host_and_port(name: str) -> tuple[str, int]:
     host, port = parse_service(name)
     if port is None:
-        raise ValueError(f"of several names each needs a port, which {name!r} does not have")
+        raise ValueError(f"of several names each needs a port, which {name!r} has not")
     return host, port
 
 

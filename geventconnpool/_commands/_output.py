@@ -62,7 +62,7 @@ class Output:
         try:
             yield
         finally:
-            teller.kill()
+            teller.kill(block=False)  # it is not to have another word before what was there is cleared
             self._clear()
 
     def _tell(self, tell: Callable[[], str]) -> None:
@@ -98,6 +98,6 @@ def end_with_signals() -> None:
             ended.append(number)
             gevent.kill(me, SystemExit(128 + number))
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            gevent.signal_handler(number, end, number)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    for number in [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]:
+        gevent.signal_handler(number, end, number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import termios
 import tty
@@ -20,7 +21,8 @@ from geventconnpool._commands._terminal import fit, width_of
 _ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
 _LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 _END_OF_LINE, _END_OF_SCREEN, _HOME = "\x1b[K", "\x1b[J", "\x1b[H"
-_IFLAG, _LFLAG = 0, 3  # of what tcgetattr returns
+_IFLAG = 0  # of what tcgetattr returns
+_NAMED_KEY = re.compile(r"\x1b(?:\[[0-9;]*[@-~]|O[@-~])?")  # arrows and the like
 
 
 class Screen:
@@ -88,9 +90,8 @@ class Screen:
             if not typed:
                 self.keys.put(None)
                 return
-            if not typed.startswith("\x1b"):  # else it is an arrow, or another key with a name
-                for key in typed:
-                    self.keys.put(key)
+            for key in _NAMED_KEY.sub("", typed):
+                self.keys.put(key)
 
     def _write(self, text: str) -> None:
         self._stream.write(text)

@@ -32,7 +32,7 @@ _ABOUT: dict[type[events.Event], tuple[str, Callable[[Any], str]]] = {
     events.EndpointDrained: ("drained", lambda event: "calls were cut" if event.forced else "the last call has ended"),
     events.EndpointEjected: (
         "ejected",
-        lambda event: f"too many failed {event.kind}, probed in {event.seconds:.1f} s",
+        lambda event: f"failed {event.kind}, probe in {event.seconds:.1f} s",
     ),
     events.ProbeFailed: ("still out", lambda event: f"next probe in {event.seconds:.1f} s"),
     events.EndpointReadmitted: ("readmitted", lambda _event: "its probe has succeeded"),
@@ -65,12 +65,11 @@ def described(endpoint: Endpoint) -> str:
 
 def differences(previous: Endpoint, now: Endpoint) -> Iterator[str]:
     """Yield what has changed."""
-    for field in ("priority", "weight"):
+    for field in ("priority", "weight", "addresses", "domain"):
         old, new = getattr(previous, field), getattr(now, field)
         if old != new:
-            yield f"{field} {old} -> {new}"
-    if previous.addresses != now.addresses:
-        old, new = (", ".join(endpoint.addresses) or "none" for endpoint in (previous, now))
-        yield f"addresses {old} -> {new}"
-    if previous.domain != now.domain:
-        yield f"domain {previous.domain} -> {now.domain}"
+            yield f"{field} {_in_words(old)} -> {_in_words(new)}"
+
+
+def _in_words(value: object) -> str:
+    return ", ".join(value) or "none" if isinstance(value, tuple) else str(value)

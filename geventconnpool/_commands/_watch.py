@@ -10,7 +10,6 @@ from collections.abc import Callable
 from datetime import datetime
 from math import inf
 from time import monotonic
-from typing import NoReturn
 
 from gevent.queue import Empty, Queue
 
@@ -27,11 +26,11 @@ GLANCE = 1.0  # seconds between two looks at whether anybody still reads
 Heard = tuple[datetime, events.Event]
 
 
-class Watched(ClusterPool[NoReturn]):
+class Watched(ClusterPool[None]):
     """A pool of which only discovery is of interest: with ``min_size=0`` and nobody to call, it connects to nobody."""
 
-    def _new_connection(self, endpoint: Endpoint) -> NoReturn:
-        raise NotImplementedError
+    def _new_connection(self, endpoint: Endpoint) -> None:
+        """Never called."""
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
@@ -46,7 +45,9 @@ def run(options: argparse.Namespace, output: Output) -> int:
 
     end = inf if options.seconds is None else monotonic() + options.seconds
     with _pool(resolver, service, note) as pool, output.progress(lambda: how_it_stands(pool.stats(), monotonic())):
-        while not output.is_unread:
+        while True:
+            if output.is_unread:
+                raise BrokenPipeError
             left = end - monotonic()
             try:
                 tell(*heard.get(timeout=max(0.0, min(GLANCE, left))), output)
@@ -64,31 +65,26 @@ def _pool(resolver: Resolver, service: str | None, note: Callable[[events.Event]
 
 def tell(at: datetime, event: events.Event, output: Output) -> None:
     """Write a line about an event, if it is of interest."""
-    if isinstance(event, events.EndpointDrained):
-        return  # where there are no calls, that is at once
+    document, words = document_of(event), told(event)
+    if document is None or words is None:
+        return  # that an endpoint is drained, which is at once where there are no calls
     if output.as_json:
-        if document := document_of(event):
-            output.document({"time": at.isoformat(timespec="milliseconds"), **document})
-    elif words := told(event):
-        what, whom, more = words
-        painted = output.look.paint(f"{what:<11}", *style_of(what))
-        output.line(f"{at:%H:%M:%S}  {painted}  {whom}: {more}")
+        output.document({"time": at.isoformat(timespec="milliseconds"), **document})
+        return
+    what, whom, more = words
+    painted = output.look.paint(f"{what:<11}", *style_of(what))
+    output.line(f"{at:%H:%M:%S}  {painted}  {whom}: {more}")
 
 
 def document_of(event: events.Event) -> dict[str, object] | None:
     """Return an event, to be written as JSON; None if it is of no interest."""
-    match event:
-        case events.EndpointAdded(endpoint=endpoint):
-            return {"event": "added", **fields_of(endpoint)}
-        case events.EndpointUpdated(endpoint=endpoint, previous=previous):
-            return {"event": "updated", **fields_of(endpoint), "previous": fields_of(previous)}
-        case events.EndpointRemoved(endpoint=endpoint):
-            return {"event": "removed", **fields_of(endpoint)}
-        case events.DiscoveryChanged(state=state, outcome=outcome):
-            return {"event": "discovery", "state": state, "outcome": outcome}
-        case events.EventsDropped(count=count):
-            return {"event": "missed", "count": count}
-    return None
+    if isinstance(event, events.EndpointUpdated):
+        return {"event": "updated", **fields_of(event.endpoint), "previous": fields_of(event.previous)}
+    if isinstance(event, events.EndpointAdded | events.EndpointRemoved):
+        return {"event": type(event).__name__.removeprefix("Endpoint").lower(), **fields_of(event.endpoint)}
+    if isinstance(event, events.DiscoveryChanged):
+        return {"event": "discovery", "state": event.state, "outcome": event.outcome}
+    return {"event": "missed", "count": event.count} if isinstance(event, events.EventsDropped) else None
 
 
 def how_it_stands(stats: events.ClusterStats, now: float) -> str:
