@@ -83,13 +83,16 @@ class Backend:
         self.port = 0
         self.process: Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start the process, and wait until it listens."""
+    def launch(self) -> None:
+        """Start the process."""
         self.kill()
         command = [sys.executable, "-m", "geventconnpool.demo", "--backend", self.name, str(self.port)]
         # A process group of its own: the terminal's Ctrl-C is for the demo alone, which then ends its backends.
         self.process = Popen(command, stdin=PIPE, stdout=PIPE, process_group=0)
-        line = self.process.stdout.readline() if self.process.stdout else b""
+
+    def wait(self) -> None:
+        """Wait until it listens."""
+        line = self.process.stdout.readline() if self.process and self.process.stdout else b""
         if not line:
             raise NotSeenError(f"{self.name} does not start")
         self.port = int(line)
@@ -314,7 +317,7 @@ class Json:
     def report(self, rows: Iterable[Row], window: Window, seconds: float, failures: int) -> None:
         self._step |= {
             "window": round(seconds, 3),
-            "endpoints": [asdict(row) for row in rows],
+            "endpoints": [_rounded(asdict(row)) for row in rows],
             "failed_attempts": window.errors.total(),
             "slowest_call": round(window.slowest, 6),
             "failures": failures,
@@ -325,6 +328,10 @@ class Json:
         examples = list(map(repr, load.examples))
         end = {"calls": load.calls, "failures": load.failures, "examples": examples, "failed": failed}
         print(json.dumps(end), flush=True)
+
+
+def _rounded(fields: dict[str, object]) -> dict[str, object]:
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in fields.items()}
 
 
 class Stage:
@@ -344,7 +351,10 @@ class Stage:
             stack.enter_context(self.dns)
             for backend in self.backends:
                 stack.callback(backend.kill)
-            gevent.joinall([gevent.spawn(self.start, backend) for backend in self.backends[:first]], raise_error=True)
+            for backend in self.backends[:first]:
+                backend.launch()
+            for backend in self.backends[:first]:
+                self.see_start(backend)
             for backend in self.backends[:3]:
                 self.publish(backend)
             resolver = DNSResolver([self.dns.address], min_refresh=1)
@@ -363,7 +373,11 @@ class Stage:
         """The pool is there, and calls are about to begin."""
 
     def start(self, backend: Backend) -> None:
-        backend.start()
+        backend.launch()
+        self.see_start(backend)
+
+    def see_start(self, backend: Backend) -> None:
+        backend.wait()
 
     def publish(self, backend: Backend) -> None:
         """Enter a backend into DNS."""
@@ -458,8 +472,8 @@ class Scene(Stage):
 
     # What steps are made of.
 
-    def start(self, backend: Backend) -> None:
-        super().start(backend)
+    def see_start(self, backend: Backend) -> None:
+        super().see_start(backend)
         pid = backend.process.pid if backend.process else None
         self.teller.note(f"{backend} is process {pid}, port {backend.port}")
 

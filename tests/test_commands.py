@@ -246,6 +246,17 @@ def test_a_target_that_says_no_and_one_without_an_address_are_told_apart(perform
     assert (no.status, lost.status) == (1, 1)
 
 
+def test_who_forgets_the_port_is_told_what_that_means(perform, dns):
+    dns.add_address("redis.example.org", "127.0.0.1")
+    result = perform("resolve", "redis.example.org", at(dns))
+
+    assert result.out.splitlines()[1:] == [
+        "redis.example.org SRV: no such record (NODATA) from {}:{}".format(*dns.address),
+        "A name without a port is looked up as SRV records. Did you mean redis.example.org:PORT, its addresses?",
+    ]
+    assert result.status == 1
+
+
 def test_a_target_that_is_no_host_is_told_so(perform, dns):
     dns.add_srv("_x._tcp.example.org", "no+host.example.org", 1)
     dns.add_srv("_x._tcp.example.org", "127.0.0.1", 1)
@@ -619,6 +630,10 @@ def test_without_a_terminal_the_demo_plays():
         ),
         (["check", "a", "--tls-name=b"], "geventconnpool check: error: --tls-name is of no use without --tls"),
         (
+            ["check", "a", "--tls", "--tls-name=a b"],
+            "geventconnpool check: error: --tls-name 'a b' is no name of a host",
+        ),
+        (
             ["check", "a", "--tls", "--ca-file=/nowhere"],
             "geventconnpool check: error: --ca-file '/nowhere' cannot be used: No such file or directory",
         ),
@@ -645,14 +660,18 @@ def test_bad_usage_is_told_in_one_line(perform, arguments, message):
     assert (result.status, result.out) == (2, "")
 
 
-def test_nobody_who_stops_reading_sees_a_traceback(service):
-    shell = 'set -o pipefail; "$@" | head -n 1'
-    arguments = command("resolve", SERVICE, "--nameserver", service.nameserver)
+@pytest.mark.parametrize(
+    ("arguments", "first"),
+    [(["resolve", SERVICE], "_redis._tcp.example.org: 3 SRV"), (["demo"], "   a.example.test is")],
+)
+def test_nobody_who_stops_reading_sees_a_traceback(service, arguments, first):
+    if arguments[0] == "resolve":
+        arguments = [*arguments, "--nameserver", service.nameserver]
     result = gevent.subprocess.run(
-        ["bash", "-c", shell, "-", *arguments], capture_output=True, text=True, env=environment()
+        ["bash", "-c", '"$@" | head -n 1', "-", *command(*arguments)], capture_output=True, text=True, env=environment()
     )
 
-    assert result.stdout.startswith("_redis._tcp.example.org: 3 SRV records")
+    assert result.stdout.startswith(first)
     assert result.stderr == ""
 
 

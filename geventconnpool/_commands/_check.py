@@ -18,6 +18,7 @@ from geventconnpool._commands._lookup import Found, look_up
 from geventconnpool._commands._output import Output
 from geventconnpool._commands._terminal import Column, Look, bars, count_of, milliseconds, table
 from geventconnpool.cluster import Endpoint
+from geventconnpool.cluster._endpoints import is_host
 
 AT_ONCE = 8  # endpoints: few enough that their connects hardly delay each other
 TRY = 2.0  # seconds, at most, for one connection with its TLS handshake
@@ -76,6 +77,8 @@ def _context(options: argparse.Namespace) -> Context:
             if getattr(options, option) is not None:
                 raise ValueError(f"--{option.replace('_', '-')} is of no use without --tls")
         return None
+    if options.tls_name is not None and not is_host(options.tls_name.lower()):
+        raise ValueError(f"--tls-name {options.tls_name!r} is no name of a host")
     # Not create_default_context, which makes one whose handshakes block the hub where nothing is patched.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:

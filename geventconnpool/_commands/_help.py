@@ -114,7 +114,7 @@ DEMO = (
     """\
 Four backends in processes of their own, a DNS server that names three of them, and 30 callers; no root, no network.
 In a terminal you direct: kill, hang, revive, remove from DNS or add there whichever backend you like, and see where the
-calls go. Else, or with --play, it plays seven scenes in about half a minute.""",
+calls go. Else, or with --play, it plays seven scenes in about twenty seconds.""",
     """\
 keys:
   1-4  choose a backend

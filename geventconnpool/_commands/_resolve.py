@@ -70,6 +70,8 @@ def text(name: str, found: Found, look: Look) -> Iterator[str]:
     if not found.endpoints:
         yield look.paint(f"{name}: nothing to connect to", "bold", "red")
         yield found.outcome
+        if found.error and not name.startswith("_") and ":" not in name:
+            yield f"A name without a port is looked up as SRV records. Did you mean {name}:PORT, its addresses?"
     else:
         yield f"{look.paint(name, 'bold')}: {found.outcome}"
         yield how_long(found)
