@@ -11,6 +11,16 @@ from geventconnpool.pool import ConnectionPool
 
 if TYPE_CHECKING:
     from geventconnpool.cluster import ClusterPool, Endpoint
+else:  # type checkers would take every name for one that is here
+
+    def __getattr__(name: str) -> Any:
+        """Load what needs dnspython on first use."""
+        if name in ("ClusterPool", "Endpoint"):
+            from geventconnpool import cluster
+
+            return getattr(cluster, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "ClusterPool",
@@ -26,12 +36,3 @@ __all__ = [
 ]
 
 __version__ = "1.0.0rc1"
-
-
-def __getattr__(name: str) -> Any:
-    """Load what needs dnspython on first use."""
-    if name in ("ClusterPool", "Endpoint"):
-        from geventconnpool import cluster
-
-        return getattr(cluster, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

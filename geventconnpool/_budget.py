@@ -59,9 +59,9 @@ class RetryBudget:
     __slots__ = ("_paid_until", "_tokens", "min_per_second", "ratio", "reserve")
 
     def __init__(self, ratio: float = 0.2, min_per_second: float = 10) -> None:
-        self.ratio = _check.number("ratio", ratio, 0, FLOOR)
-        self.min_per_second = _check.number("min_per_second", min_per_second, 0, 1e6)
-        self.reserve = max(FLOOR, WINDOW * min_per_second)
+        self.ratio: float = _check.number("ratio", ratio, 0, FLOOR)
+        self.min_per_second: float = _check.number("min_per_second", min_per_second, 0, 1e6)
+        self.reserve: float = max(FLOOR, WINDOW * min_per_second)
         self._tokens = ADVANCE * min_per_second
         self._paid_until = inf  # the time up to which _tokens has its share; inf: there was no call yet
 

@@ -41,7 +41,7 @@ from geventconnpool.errors import PoolClosed, PoolError, PoolFull, PoolTimeout, 
 
 if TYPE_CHECKING:
     from geventconnpool import events
-    from geventconnpool.pool import Options
+    from geventconnpool.pool import _Options
 else:
     from geventconnpool._late import events
 
@@ -70,7 +70,7 @@ class Lender(ABC):
 
     quick_lease: type[Lease[Any]] = Lease  # where all connections are reusable
 
-    def __init__(self, options: Options, name: str, hooks: weakref.ref[Any]) -> None:
+    def __init__(self, options: _Options, name: str, hooks: weakref.ref[Any]) -> None:
         self.name = name
         self.options = options
         self._hooks = hooks

@@ -194,24 +194,6 @@ def _remember(history: list[str], line: str) -> None:
 
 @overload
 def retry(
-    f: None = None,
-    exc_classes: type[BaseException] | Iterable[type[BaseException]] = ...,
-    logger: Logger | None = ...,
-    retry_log_level: int = ...,
-    retry_log_message: str = ...,
-    max_failures: int | None = ...,
-    interval: float = ...,
-    max_failure_log_level: int = ...,
-    max_failure_log_message: str = ...,
-    *,
-    backoff: float = ...,
-    max_interval: float | None = ...,
-    jitter: float = ...,
-    timeout: float | None = ...,
-    budget: RetryBudget | None = ...,
-) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
-@overload
-def retry(
     f: Callable[P, R],
     exc_classes: type[BaseException] | Iterable[type[BaseException]] = ...,
     logger: Logger | None = ...,
@@ -228,6 +210,24 @@ def retry(
     timeout: float | None = ...,
     budget: RetryBudget | None = ...,
 ) -> Callable[P, R]: ...
+@overload
+def retry(
+    f: None = None,
+    exc_classes: type[BaseException] | Iterable[type[BaseException]] = ...,
+    logger: Logger | None = ...,
+    retry_log_level: int = ...,
+    retry_log_message: str = ...,
+    max_failures: int | None = ...,
+    interval: float = ...,
+    max_failure_log_level: int = ...,
+    max_failure_log_message: str = ...,
+    *,
+    backoff: float = ...,
+    max_interval: float | None = ...,
+    jitter: float = ...,
+    timeout: float | None = ...,
+    budget: RetryBudget | None = ...,
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def retry(
     f: Any = None,
     exc_classes: type[BaseException] | Iterable[type[BaseException]] = (socket.error,),

@@ -79,8 +79,8 @@ class Backend:
     """A backend in a process of its own, on a port that it keeps when it is started again."""
 
     def __init__(self, letter: str) -> None:
-        self.name = f"{letter}.example.test"
-        self.port = 0
+        self.name: str = f"{letter}.example.test"
+        self.port: int = 0
         self.process: Popen[bytes] | None = None
 
     def launch(self) -> None:
@@ -122,7 +122,7 @@ class Client:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._replies = connection.makefile("rb")
-        self.fileno = connection.fileno
+        self.fileno: Callable[[], int] = connection.fileno
 
     def ask(self, request: bytes) -> bytes:
         self._socket.sendall(request + b"\n")
@@ -162,11 +162,11 @@ class Load:
     pool: Backends
 
     def __init__(self) -> None:
-        self.calls = 0
-        self.failures = 0  # that a caller saw
+        self.calls: int = 0
+        self.failures: int = 0  # that a caller saw
         self.examples: list[Exception] = []  # of these, the first
         self.begun: Counter[Endpoint] = Counter()  # attempts
-        self.window = Window()
+        self.window: Window = Window()
         self._numbers = itertools.count(1)
         self._is_over = False
 
@@ -338,11 +338,16 @@ class Stage:
     """DNS, backends, the pool and its callers."""
 
     pool: Backends
+    a: Backend
+    b: Backend
+    c: Backend
+    d: Backend
 
     def __init__(self, load: Load) -> None:
         self.load = load
-        self.dns = DNSServer()
-        self.backends = self.a, self.b, self.c, self.d = [Backend(letter) for letter in "abcd"]
+        self.dns: DNSServer = DNSServer()
+        self.backends: list[Backend] = [Backend(letter) for letter in "abcd"]
+        self.a, self.b, self.c, self.d = self.backends
 
     @contextlib.contextmanager
     def on(self, first: int = 3) -> Iterator[None]:

@@ -41,20 +41,20 @@ class Hooks(Generic[C]):
 
     _lender: Lender
 
-    def _keepalive(self, c: C) -> None:
+    def _keepalive(self, c: C, /) -> None:
         """Raise anything to say that an idle connection is broken; at most ``keepalive_timeout`` seconds."""
 
-    def _close_connection(self, c: C) -> None:
+    def _close_connection(self, c: C, /) -> None:
         """Close a healthy connection, politely if the protocol has a goodbye; at most 5 s."""
         close = getattr(c, "close", None)
         if close is not None:
             close()
 
-    def _abort_connection(self, c: C) -> None:
+    def _abort_connection(self, c: C, /) -> None:
         """Close a broken or interrupted connection, on which nothing should be sent; at most 5 s."""
         self._close_connection(c)
 
-    def _is_connection_error(self, exc: BaseException) -> bool:
+    def _is_connection_error(self, exc: BaseException, /) -> bool:
         """Say whether ``exc``, raised by a block, means that its connection is broken. Must not switch.
 
         As it is: an instance of ``exc_classes``, but not an OSError with a ``filename``, as ``open()`` raises it,
@@ -62,14 +62,14 @@ class Hooks(Generic[C]):
         """
         return _check.is_connection_error(exc, self._lender.options.exc_classes)
 
-    def _is_reusable(self, c: C) -> bool:
+    def _is_reusable(self, c: C, /) -> bool:
         """Say whether a connection that comes back well may be used again. Must not switch.
 
         If it says False, or raises, the connection is closed and replaced.
         """
         return True
 
-    def _fileno(self, c: C) -> int | None:
+    def _fileno(self, c: C, /) -> int | None:
         """Return the descriptor by which to tell that the peer has closed an idle connection; None if there is none.
 
         Asked when a connection has been opened or kept alive; at most 1 s.
@@ -195,7 +195,7 @@ HOOKS = (
 )
 
 
-class Options:
+class _Options:
     """The options that a lone pool and a cluster have in common, checked."""
 
     def __init__(
@@ -304,12 +304,12 @@ def _without_cycle(pool: Any, on_event: Callable[[events.Event], object] | None)
     return tell
 
 
-class LoneLender(PoolLender):
+class _LoneLender(PoolLender):
     """A pool by itself: it has an engine of its own."""
 
     quick_lease = LoneLease
 
-    def __init__(self, options: Options, pool: Any) -> None:
+    def __init__(self, options: _Options, pool: Any) -> None:
         super().__init__(options, options.name, weakref.ref(pool))
         self._may_be_long = options.max_waiting == inf  # else each has to be counted
         self.begin_here()
@@ -445,7 +445,7 @@ class ConnectionPool(Borrowing[C]):
         name: str | None = None,
         on_event: Callable[[events.Event], object] | None = None,
     ) -> None:
-        options = Options(
+        options = _Options(
             self,
             ConnectionPool,
             size=size,
@@ -465,7 +465,7 @@ class ConnectionPool(Borrowing[C]):
             name=name,
             on_event=on_event,
         )
-        self._lender = LoneLender(options, self)
+        self._lender = _LoneLender(options, self)
         self._lender.start()
 
     def _new_connection(self) -> C:

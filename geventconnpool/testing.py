@@ -60,9 +60,9 @@ class DNSServer:
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.address: tuple[str, int] = (host, port)
         self.fault: Fault = None
-        self.delay = 0.0
-        self.queries = 0
-        self.negative_ttl = 1
+        self.delay: float = 0.0
+        self.queries: int = 0
+        self.negative_ttl: int = 1
         self._rrsets: dict[tuple[dns.name.Name, dns.rdatatype.RdataType], dns.rrset.RRset] = {}
         self._servers: list[StreamServer | DatagramServer] = []
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from math import inf
 from random import Random
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from geventconnpool.cluster._load import FLOOR, least
+
+if TYPE_CHECKING:
+    from geventconnpool.cluster._endpoints import Endpoint
 
 HARDLY_EVER = 0.01  # the weight that stands for 0: RFC 2782 gives it "a very small chance of being selected"
 
@@ -29,7 +32,7 @@ class Candidate(Protocol):
     """
 
     @property
-    def endpoint(self) -> Hashable: ...
+    def endpoint(self) -> Endpoint: ...
     @property
     def weight(self) -> float: ...
     @property
@@ -46,7 +49,7 @@ REMEMBERED = 1000  # endpoints whose credit a round robin keeps while they are n
 class Balancer(Protocol):
     """Anything with this one method; called at every check-out, with at least one candidate; must not switch."""
 
-    def choose(self, candidates: Sequence[C], now: float) -> C: ...
+    def choose(self, candidates: Sequence[Candidate], now: float, /) -> Candidate: ...
 
 
 class PeakEWMA:

@@ -52,7 +52,8 @@ class Tally:
     __slots__ = ("_failed_before", "_good_before", "failed", "good")
 
     def __init__(self) -> None:
-        self.good = self.failed = 0
+        self.good: int = 0
+        self.failed: int = 0
         self._good_before = self._failed_before = 0
 
     @property

@@ -37,7 +37,7 @@ from geventconnpool.cluster._refresh import Refresh
 from geventconnpool.cluster._resolvers import DNSResolver, Resolver, StaticResolver, bounds_of
 from geventconnpool.cluster._subset import Subset
 from geventconnpool.errors import PoolClosed, PoolError
-from geventconnpool.pool import DEFAULT_EXC_CLASSES, Borrowing, ConnectionPool, Options
+from geventconnpool.pool import DEFAULT_EXC_CLASSES, Borrowing, ConnectionPool, _Options
 
 C = TypeVar("C")
 
@@ -296,7 +296,7 @@ class ClusterLender(Lender):
 
     quick_lease = ClusterLease
 
-    def __init__(self, options: Options, plan: Plan, pool: Any) -> None:
+    def __init__(self, options: _Options, plan: Plan, pool: Any) -> None:
         super().__init__(options, options.name, weakref.ref(pool))
         self._plan = plan
         self._balancer: Balancer | None = _make_balancer(plan.balancer)  # bad input is refused at once
@@ -595,7 +595,7 @@ class ClusterPool(Borrowing[C]):
         name: str | None = None,
         on_event: Callable[[events.Event], object] | None = None,
     ) -> None:
-        options = Options(
+        options = _Options(
             self,
             ClusterPool,
             size=size,
@@ -630,7 +630,7 @@ class ClusterPool(Borrowing[C]):
         self._lender = ClusterLender(options, plan, self)
         self._lender.start()
 
-    def _new_connection(self, endpoint: Endpoint) -> C:
+    def _new_connection(self, endpoint: Endpoint, /) -> C:
         """Return a new connection to ``endpoint``: any object but None and False; within ``open_timeout`` seconds.
 
         Whatever it raises is a failed connect, which counts against the endpoint. It is called again later.
@@ -695,7 +695,7 @@ class ClusterPool(Borrowing[C]):
 
 
 def _open_pool(
-    cluster: weakref.ref[Any], options: Options, engine: Engine, gate: Gate, rng: Random, endpoint: Endpoint
+    cluster: weakref.ref[Any], options: _Options, engine: Engine, gate: Gate, rng: Random, endpoint: Endpoint
 ) -> Slots:
     slots = options.make_slots(engine.queue, gate, rng, endpoint)
     slots.facade = EndpointPool(EndpointLender(options, cluster, engine, slots))
@@ -705,7 +705,7 @@ def _open_pool(
 class EndpointLender(PoolLender):
     """The pool of one endpoint: the engine is its cluster's."""
 
-    def __init__(self, options: Options, cluster: weakref.ref[Any], engine: Engine, slots: Slots) -> None:
+    def __init__(self, options: _Options, cluster: weakref.ref[Any], engine: Engine, slots: Slots) -> None:
         super().__init__(options, f"{options.name}/{slots.endpoint}", cluster)
         self.slots = slots
         self.begin(engine)

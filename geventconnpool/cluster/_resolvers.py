@@ -36,7 +36,7 @@ class Resolver(Protocol):
     that is asked for a second opinion when an answer would cost more than half of three endpoints or more.
     """
 
-    def resolve(self, service: str | None) -> Resolution:
+    def resolve(self, service: str | None, /) -> Resolution:
         """Return the endpoints of ``service``; none at all is believed at once.
 
         Raising anything is a failed look-up: the last good answer stays. What may pass, such as a name that DNS does
@@ -75,7 +75,7 @@ class StaticResolver:
 
     def __init__(self, endpoints: Iterable[Endpoint | tuple[str, int]], *, resolver: DNSResolver | None = None) -> None:
         _check.iterable("endpoints", endpoints, "Endpoint objects or (host, port)")
-        self.endpoints = tuple(map(_as_endpoint, endpoints))
+        self.endpoints: tuple[Endpoint, ...] = tuple(map(_as_endpoint, endpoints))
         if not self.endpoints:
             raise ValueError("endpoints is empty")
         check_unique("endpoints", self.endpoints)
@@ -85,8 +85,8 @@ class StaticResolver:
         self._hosts = Hosts(self._resolver.min_refresh, self._resolver.max_refresh)
         self._failed: dict[Question, ResolutionError] = {}  # the last time it was asked
         self._names = {endpoint.name for endpoint in self.endpoints if not endpoint.addresses}
-        self.min_refresh = self._resolver.min_refresh
-        self.max_refresh = self._resolver.max_refresh
+        self.min_refresh: float = self._resolver.min_refresh
+        self.max_refresh: float = self._resolver.max_refresh
 
     def at_hand(self) -> Resolution:
         """Return all endpoints, with the addresses known so far: for ever, if no host is to be looked up."""
@@ -155,16 +155,18 @@ class DNSResolver:
         empty_hold: float | None = 30.0,
         max_stale: float | None = None,
     ) -> None:
-        self.nameservers = None if nameservers is None else _nameservers(nameservers)
-        self.timeout = _check.seconds("timeout", timeout, positive=True)
-        self.lifetime = _check.seconds("lifetime", lifetime, positive=True)
-        self.min_refresh = _check.seconds("min_refresh", min_refresh, positive=True)
-        self.max_refresh = _check.seconds("max_refresh", max_refresh, positive=True)
-        self.empty_hold = _check.seconds_or_none("empty_hold", empty_hold)
-        self.max_stale = _check.seconds_or_none("max_stale", max_stale)
+        self.nameservers: tuple[tuple[str, int], ...] | None = (
+            None if nameservers is None else _nameservers(nameservers)
+        )
+        self.timeout: float = _check.seconds("timeout", timeout, positive=True)
+        self.lifetime: float = _check.seconds("lifetime", lifetime, positive=True)
+        self.min_refresh: float = _check.seconds("min_refresh", min_refresh, positive=True)
+        self.max_refresh: float = _check.seconds("max_refresh", max_refresh, positive=True)
+        self.empty_hold: float | None = _check.seconds_or_none("empty_hold", empty_hold)
+        self.max_stale: float | None = _check.seconds_or_none("max_stale", max_stale)
         if max_refresh < min_refresh:
             raise ValueError(f"max_refresh must be at least min_refresh ({min_refresh!r}), not {max_refresh!r}")
-        self.client = Client(self.nameservers, self.timeout, self.lifetime)
+        self.client: Client = Client(self.nameservers, self.timeout, self.lifetime)
         self._services: dict[str, _Service] = {}  # what is remembered of each that was asked for
 
     def resolve(self, service: str | None) -> Resolution:
