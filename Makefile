@@ -13,6 +13,7 @@ PEERS = tests/benchmarks/peers.txt
 RELEASE = tests/release.txt
 PROGRAMS = tests/runs/programs.txt
 SECONDS = 600
+PYRIGHT = PATH="$(CURDIR)/$(BIN):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -49,6 +50,8 @@ test: venv
 	@sh tests/install_servers.sh
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+	$(PYRIGHT)
+	$(PYRIGHT) --verifytypes geventconnpool --ignoreexternal
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 coverage: venv
