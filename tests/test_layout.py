@@ -38,6 +38,7 @@ PURE = {
     "_commands._terminal": set(),
     "_commands._telling": {"events"},
     "_commands._help": set(),
+    "testing._clock": {"_check", "cluster._endpoints"},
     "cluster._members": LEAVES | CLUSTER_LEAVES | {"_queue", "_slots", "cluster._balancers"},
 }
 # Functions of packages that are not pure, which are.
@@ -45,9 +46,11 @@ PURE_FUNCTIONS = {f"socket.{name}" for name in ("AF_INET6", "inet_ntoa", "inet_n
 WITH_GEVENT = {
     *("_engine", "_fork", "_lease", "_liveness", "_worker", "_retry", "_lender", "pool", "demo", "testing"),
     *("_commands._output", "_commands._screen", "_commands._check", "_commands._watch", "_commands._demo"),
+    *("_engine", "_fork", "_lease", "_liveness", "_worker", "_retry", "_lender", "pool", "demo"),
+    *("testing._backend", "testing._dns"),
     *("cluster._connect", "cluster._dns", "cluster._hosts", "cluster._resolvers", "cluster._pool"),
 }
-WITH_DNSPYTHON = {"cluster._dns", "cluster._resolvers", "testing", "demo"}
+WITH_DNSPYTHON = {"cluster._dns", "cluster._resolvers", "testing._dns", "demo"}
 
 
 def module_level_imports(path: Path) -> Iterator[str]:

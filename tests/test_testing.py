@@ -1,6 +1,12 @@
-"""The embedded DNS server answers as a name server does, asked by dnspython's own blocking client in a thread."""
+"""The testing kit does what it says, and pools survive it.
+
+The embedded DNS server is asked by dnspython's own blocking client in a thread; backends and proxies by plain sockets.
+"""
 
 from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from math import inf, nan
 
 import dns.exception
 import dns.flags
@@ -9,8 +15,13 @@ import dns.query
 import dns.rcode
 import gevent
 import pytest
+from gevent import socket
 
-from geventconnpool.testing import DNSServer
+from geventconnpool import ClusterPool, ConnectionPool, Endpoint, RetryBudget, retry
+from geventconnpool.cluster import LeastLoaded, PeakEWMA, RoundRobin
+from geventconnpool.testing import Backend, DNSServer, Proxy, SimpleCandidate, VirtualClock
+from geventconnpool.testing._backend import GARBAGE
+from tests.servers import wait_until
 
 
 @pytest.fixture
@@ -236,3 +247,505 @@ def test_a_port_that_is_taken_is_an_error_and_leaves_nothing_open(server):
 
     with other:
         assert ask(other, "a.test", "A").rcode() == dns.rcode.NXDOMAIN
+
+
+@pytest.mark.parametrize("fault", ["dorp", "", 3])
+def test_an_unknown_fault_of_dns_is_refused_at_once(server, fault):
+    with pytest.raises(ValueError, match=f"^fault must be None, an error code of DNS, or one of drop, .*{fault!r}$"):
+        server.fault = fault
+
+    assert server.fault is None
+
+
+def test_a_delay_of_dns_is_a_number_of_seconds(server):
+    with pytest.raises(ValueError, match="^delay must be 0 or more seconds, not -1$"):
+        server.delay = -1
+
+    assert server.delay == 0
+
+
+# -- backends and proxies ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def backend_alone():
+    with Backend() as backend:
+        yield backend
+
+
+@contextmanager
+def proxy_before_a_backend():
+    with Backend() as backend, Proxy(backend.address) as proxy:
+        yield proxy
+
+
+@pytest.fixture(params=[backend_alone, proxy_before_a_backend], ids=["backend", "proxy"])
+def place(request):
+    with request.param() as place:
+        yield place
+
+
+class Client:
+    """A plain socket."""
+
+    def __init__(self, place, timeout=5.0):
+        self.socket = socket.create_connection(place.address, timeout=timeout)
+
+    def ask(self, line=b"hello\n"):
+        self.socket.sendall(line)
+        return self.hear()
+
+    def hear(self):
+        """Return what comes up to the end of a line, or of the connection."""
+        heard = b""
+        while not heard.endswith(b"\n") and (chunk := self.socket.recv(100)):
+            heard += chunk
+        return heard
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exc_info):
+        self.socket.close()
+
+
+@pytest.fixture(params=["new", "existing"])
+def client_at(request, place):
+    """Return who makes ``place`` faulty and returns a client: one that connects after that, or has done before."""
+    clients = []
+
+    def client_at(fault, **options):
+        if request.param == "new":
+            place.fault = fault
+        clients.append(Client(place, **options))
+        if request.param == "existing":
+            assert clients[-1].ask() == b"hello\n"
+            place.fault = fault
+        return clients[-1]
+
+    yield client_at
+    for client in clients:
+        client.socket.close()
+
+
+def test_lines_come_back_and_all_is_counted(place):
+    with Client(place) as one, Client(place) as other:
+        assert one.ask(b"a\n") == b"a\n"
+        assert one.ask(b"b\n") == b"b\n"
+        assert other.ask(b"c\n") == b"c\n"
+        assert (place.connections, place.accepted, place.requests) == (2, 2, 3)
+    wait_until(lambda: place.connections == 0)
+
+    assert (place.accepted, place.requests) == (2, 3)
+
+
+def test_who_hangs_takes_requests_and_never_answers_them(place, client_at):
+    client = client_at("hang", timeout=0.1)
+
+    with pytest.raises(TimeoutError):
+        client.ask()
+    asked = place.requests
+    place.fault = None
+    with pytest.raises(TimeoutError):
+        client.ask()
+    with Client(place) as another:
+        assert another.ask() == b"hello\n"
+    assert place.requests == asked + 1
+    client.socket.close()
+    wait_until(lambda: place.connections == 0)
+
+
+def test_a_reply_that_is_due_when_it_begins_to_hang_does_not_come(place):
+    place.delay = 0.1
+    with Client(place, timeout=0.3) as client:
+        client.socket.sendall(b"hello\n")
+        gevent.sleep(0.05)
+        place.fault = "hang"
+
+        with pytest.raises(TimeoutError):
+            client.hear()
+
+
+def test_who_refuses_serves_the_connections_there_are(place):
+    address = place.address
+    with Client(place) as client:
+        client.ask()
+        place.fault = "refuse"
+
+        assert client.ask() == b"hello\n"
+        for _ in range(3):
+            with pytest.raises(ConnectionRefusedError):
+                Client(place)
+        place.fault = None
+        with Client(place) as another:
+            assert another.ask() == b"hello\n"
+        assert place.address == address
+
+
+def test_a_reset_is_seen_at_once(client_at):
+    client = client_at("reset")
+
+    with pytest.raises(ConnectionResetError):
+        client.hear()
+
+
+def test_a_reset_hits_a_call_under_way(place):
+    place.delay = 5
+    with Client(place) as client:
+        client.socket.sendall(b"hello\n")
+        wait_until(lambda: place.requests == 1)
+        place.fault = "reset"
+
+        with pytest.raises(ConnectionResetError):
+            client.hear()
+
+
+def test_a_reply_that_is_cut_ends_in_its_middle_with_a_reset(client_at):
+    client = client_at("cut")
+    client.socket.sendall(b"hello!\n")
+
+    assert client.socket.recv(100) == b"hel"
+    with pytest.raises(ConnectionResetError):
+        client.hear()
+
+
+def test_who_closes_does_so_at_once_and_in_an_orderly_way(client_at):
+    assert client_at("close").hear() == b""
+
+
+def test_garbage_comes_once_for_each_reply(place, client_at):
+    client = client_at("garbage")
+
+    assert client.ask() == GARBAGE
+    assert client.ask() == GARBAGE
+    place.fault = None
+    assert client.ask() == b"hello\n"
+
+
+def test_garbage_takes_the_place_of_a_reply_in_pieces():
+    def in_pieces(connection):
+        while connection.recv(100):
+            connection.sendall(b"one ")
+            gevent.sleep(0.02)
+            connection.sendall(b"two\n")
+
+    with Backend(in_pieces) as backend, Client(backend) as client:
+        backend.fault = "garbage"
+        assert client.ask() == GARBAGE
+        gevent.sleep(0.05)
+        backend.fault = None
+
+        assert client.ask() == b"one two\n"
+
+
+def test_replies_are_delayed(place):
+    place.delay = 0.2
+    with Client(place, timeout=0.05) as client:
+        with pytest.raises(TimeoutError):
+            client.ask()
+
+        client.socket.settimeout(5)
+        assert client.hear() == b"hello\n"
+
+
+def test_idle_connections_can_be_closed_without_those_that_wait_for_a_reply(place):
+    with Client(place) as idle, Client(place) as busy:
+        idle.ask()
+        place.delay = 0.1
+        busy.socket.sendall(b"hello\n")
+        wait_until(lambda: place.requests == 2)
+        place.close_idle()
+
+        assert idle.hear() == b""
+        assert busy.hear() == b"hello\n"
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome"),
+    [
+        ("hang", TimeoutError),
+        ("reset", ConnectionResetError),
+        ("close", b""),
+        ("garbage", GARBAGE),
+        (None, b"call\n"),
+    ],
+)
+def test_a_fault_may_depend_on_the_request(place, fault, outcome):
+    place.fault = lambda request: None if request == b"PING\n" else fault
+    with Client(place, timeout=0.2) as client:
+        assert client.ask(b"PING\n") == b"PING\n"
+
+        if isinstance(outcome, bytes):
+            assert client.ask(b"call\n") == outcome
+        else:
+            with pytest.raises(outcome):
+                client.ask(b"call\n")
+
+
+@pytest.mark.parametrize("word", ["reset", "close"])
+def test_a_fault_that_depends_on_the_request_is_that_of_the_reply_too(place, word):
+    place.delay = 0.05
+    with Client(place) as client:
+        client.ask()
+        client.socket.sendall(b"hello\n")
+        wait_until(lambda: place.requests == 2)
+        place._fault = word  # as if it had been set between the reply and its delivery
+
+        with suppress(ConnectionResetError):
+            assert client.hear() == b""
+
+
+def test_a_function_that_returns_no_fault_ends_the_connection(place, capsys):
+    place.fault = lambda request: "refuse"
+    with Client(place) as client:
+        assert client.ask() == b""
+
+    assert "ValueError: fault must be None or one of hang, reset, cut, close, garbage, not 'refuse'" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_place_that_is_stopped_closes_everything_and_keeps_its_port(place):
+    before = place.address
+    with Client(place) as client:
+        client.ask()
+        place.stop()
+        place.stop()
+
+        assert client.hear() == b""
+        with pytest.raises(ConnectionRefusedError):
+            Client(place)
+
+    place.start()
+    place.start()
+    with Client(place) as client:
+        assert client.ask() == b"hello\n"
+    assert place.address == before
+
+
+def test_a_port_that_is_taken_is_an_error(place):
+    other = Backend(port=place.port)
+
+    with pytest.raises(OSError, match="in use"):
+        other.start()
+    place.close()
+    with other, Client(other) as client:
+        assert client.ask() == b"hello\n"
+
+
+def test_a_place_that_is_closed_gives_its_port_up(place):
+    place.close()
+    place.close()
+
+    with Backend(port=place.port) as other, Client(other) as client:
+        assert client.ask() == b"hello\n"
+
+
+def test_what_refuses_before_it_is_started_refuses_after(place):
+    place.stop()
+    place.fault = "refuse"
+    place.start()
+
+    with pytest.raises(ConnectionRefusedError):
+        Client(place)
+
+
+def test_a_handler_may_greet_its_clients_and_hang_up():
+    def greet(connection):
+        connection.sendall(b"welcome\n")
+        assert connection.recv(100) == b"quit\n"
+
+    with Backend(greet) as backend, Client(backend) as client:
+        assert client.hear() == b"welcome\n"
+        assert client.ask(b"quit\n") == b""
+        wait_until(lambda: backend.connections == 0)
+
+
+def test_a_handler_that_is_at_work_ends_with_the_backend():
+    ended = []
+
+    def work(connection):
+        try:
+            gevent.sleep(60)
+        finally:
+            ended.append(connection)
+
+    with Backend(work) as backend, Client(backend) as client:
+        client.socket.sendall(b"go\n")
+        wait_until(lambda: backend.requests == 1)
+
+    wait_until(lambda: len(ended) == 1)
+
+
+def test_a_client_that_has_said_all_hears_the_answer():
+    def answer_at_the_end(connection):
+        heard = b""
+        while chunk := connection.recv(100):
+            heard += chunk
+        connection.sendall(heard.upper())
+
+    with Backend(answer_at_the_end) as backend, Proxy(Endpoint(*backend.address)) as proxy, Client(proxy) as client:
+        client.socket.sendall(b"hello")
+        client.socket.shutdown(socket.SHUT_WR)
+
+        assert client.hear() == b"HELLO"
+
+
+def test_an_address_of_the_other_family_will_do():
+    try:
+        backend = Backend(host="::1")
+        backend.start()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with backend, Client(backend) as client:
+        assert client.ask() == b"hello\n"
+
+
+def test_a_proxy_resets_who_connects_while_its_target_is_not_there():
+    with Backend() as backend, Proxy(backend.address) as proxy:
+        backend.stop()
+        with Client(proxy) as client:
+            with pytest.raises(ConnectionResetError):
+                client.hear()
+        backend.start()
+
+        with Client(proxy) as client:
+            assert client.ask() == b"hello\n"
+
+
+def test_a_proxy_may_turn_to_another_target():
+    with Backend() as one, Backend() as other, Proxy(one.address) as proxy:
+        with Client(proxy) as client:
+            client.ask()
+        proxy.target = other.address
+        with Client(proxy) as client:
+            client.ask()
+
+        assert (proxy.target, one.requests, other.requests) == (other.address, 1, 1)
+
+
+@pytest.mark.parametrize("fault", ["hnag", "", 3])
+def test_an_unknown_fault_is_refused_at_once(place, fault):
+    words = "hang, refuse, reset, cut, close, garbage"
+    with pytest.raises(ValueError, match=f"^fault must be None or one of {words}, not {fault!r}$"):
+        place.fault = fault
+
+    assert place.fault is None
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Backend(3), TypeError, "handler must be callable, not 3"),  # type: ignore[arg-type]
+        (lambda: Backend(port=65536), ValueError, "port must be between 0 and 65535, not 65536"),
+        (lambda: setattr(Backend(), "delay", -1), ValueError, "delay must be 0 or more seconds, not -1"),
+        (lambda: Proxy("127.0.0.1:1"), TypeError, "target must be an Endpoint or (host, port), not '127.0.0.1:1'"),  # type: ignore[arg-type]
+        (lambda: Proxy(("127.0.0.1", 0)), ValueError, "port must be between 1 and 65535, not 0"),
+        (lambda: VirtualClock(nan), ValueError, "now must be 0 or more seconds, not nan"),
+        (lambda: VirtualClock().advance(-1), ValueError, "seconds must be 0 or more seconds, not -1"),
+        (lambda: VirtualClock().advance(inf), ValueError, "seconds must be 0 or more seconds, not inf"),
+    ],
+)
+def test_bad_input_is_refused_at_once(make, error, message):
+    with pytest.raises(error) as caught:
+        make()
+
+    assert str(caught.value) == message
+
+
+# -- pools survive it --------------------------------------------------------------------------------------------------
+
+
+def exchange(pool):
+    with pool.get(timeout=10) as client:
+        if client.ask(b"a call\n") != b"a call\n":
+            raise OSError("that is no answer")
+
+
+class OnePlace(ConnectionPool[Client]):
+    def __init__(self, place, size, **options):
+        self.place = place
+        super().__init__(size, **options)
+
+    def _new_connection(self):
+        return Client(self.place, timeout=0.2)
+
+    def _close_connection(self, client):
+        client.socket.close()
+
+    def _fileno(self, client):
+        return client.socket.fileno()
+
+
+class Places(ClusterPool[Client]):
+    def _new_connection(self, endpoint):
+        return Client(endpoint, timeout=0.2)
+
+    _close_connection = OnePlace._close_connection
+    _fileno = OnePlace._fileno
+
+
+@pytest.mark.parametrize("fault", ["hang", "refuse", "reset", "cut", "close", "garbage"])
+def test_a_pool_survives_every_fault(place, fault):
+    with OnePlace(place, 2) as pool:
+        pool.wait(timeout=10)
+        place.fault = fault
+        place.close_idle()
+        seen = []
+        with suppress(OSError, gevent.Timeout), gevent.Timeout(0.3):
+            exchange(pool)
+            seen.append("an answer")
+        place.fault = None
+
+        retry(exchange, interval=0.01, timeout=20)(pool)
+        pool.wait(2, timeout=20)
+        assert seen == []
+        assert (pool.stats().open, pool.stats().in_use, pool.stats().waiting) == (2, 0, 0)
+
+
+@pytest.mark.parametrize("fault", ["hang", "refuse", "reset", "cut", "close", "garbage"])
+def test_callers_of_a_cluster_see_nothing_of_any_fault_of_one_endpoint(place, fault):
+    call = retry(exchange, max_failures=1)
+    with Backend() as healthy, Places([place.address, healthy.address], 2, balancer=LeastLoaded) as pool:
+        pool.wait(timeout=10)
+        place.fault = fault
+        place.close_idle()
+        for _ in range(20):
+            call(pool)
+        place.fault = None
+        asked = place.requests
+        with gevent.Timeout(20):
+            while place.requests == asked:
+                call(pool)
+
+        assert pool.stats().in_use == 0
+
+
+# -- virtual time ------------------------------------------------------------------------------------------------------
+
+
+def test_a_clock_goes_on_when_it_is_told_to():
+    clock = VirtualClock(100)
+
+    assert (clock.now, clock(), clock.advance(0.5), clock.now, clock()) == (100, 100, 100.5, 100.5, 100.5)
+    assert repr(clock) == "VirtualClock(now=100.5)"
+
+
+def test_a_budget_can_be_tried_without_waiting():
+    clock, budget = VirtualClock(), RetryBudget(ratio=0, min_per_second=2)
+    budget.deposit(clock())
+
+    spent = [budget.withdraw(clock()) for _ in range(3)]
+    clock.advance(1.5)
+    assert spent == [True, True, False]
+    assert budget.balance(clock()) == 1
+
+
+def test_balancers_choose_among_candidates_of_the_tests_making():
+    near = SimpleCandidate(Endpoint("a", 1), latency=0.001)
+    far = SimpleCandidate(Endpoint("b", 1), latency=0.1, weight=3.0)
+
+    assert PeakEWMA().choose([far, near], 0.0) is near
+    assert [RoundRobin().choose([far, near], 0.0) for _ in range(1)] == [far]
+    near.in_flight = 1
+    assert LeastLoaded().choose([near, far], 0.0) is far

@@ -1,4 +1,4 @@
-"""A DNS server for tests and demonstrations: in this process, on 127.0.0.1, without root, changed while it runs.
+"""A DNS server: in this process, on 127.0.0.1, without root, changed while it runs.
 
 ::
 
@@ -34,8 +34,11 @@ from gevent import socket
 from gevent.pool import Pool
 from gevent.server import DatagramServer, StreamServer
 
+from geventconnpool import _check
+
 Fault = str | Callable[[dns.message.Message], str | None] | None
 
+_FAULTS = ("drop", "garbage", "wrong_id", "truncate", "trim", "referral", "lame")
 _EDNS_PAYLOAD = 1232
 _LONGEST_CNAME_CHAIN = 8
 _TRIMMED = 3  # records
@@ -59,8 +62,8 @@ class DNSServer:
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.address: tuple[str, int] = (host, port)
-        self.fault: Fault = None
-        self.delay: float = 0.0
+        self._fault: Fault = None
+        self._delay = 0.0
         self.queries: int = 0
         self.negative_ttl: int = 1
         self._rrsets: dict[tuple[dns.name.Name, dns.rdatatype.RdataType], dns.rrset.RRset] = {}
@@ -72,6 +75,24 @@ class DNSServer:
 
     def __exit__(self, *_exc_info: object) -> None:
         self.stop()
+
+    @property
+    def fault(self) -> Fault:
+        """What goes wrong from now on, None for nothing. Setting it raises ValueError for an unknown word."""
+        return self._fault
+
+    @fault.setter
+    def fault(self, fault: Fault) -> None:
+        self._fault = fault if callable(fault) else _checked(fault)
+
+    @property
+    def delay(self) -> float:
+        """Seconds before each answer. Setting it raises ValueError or TypeError if it is no such number."""
+        return self._delay
+
+    @delay.setter
+    def delay(self, seconds: float) -> None:
+        self._delay = _check.seconds("delay", seconds)
 
     def start(self) -> None:
         """Begin to answer; does nothing if it does already. Raises :class:`OSError` if the port is taken."""
@@ -153,7 +174,7 @@ class DNSServer:
             return None
         self.queries += 1
         gevent.sleep(self.delay)
-        fault = self.fault(query) if callable(self.fault) else self.fault
+        fault = _checked(self.fault(query)) if callable(self.fault) else self.fault
         if fault == "drop":
             return None
         if fault == "garbage":
@@ -227,6 +248,17 @@ class _UDPServer(DatagramServer):
         answer = self._answer(wire)
         if answer is not None:
             self.sendto(answer, client)
+
+
+def _checked(fault: str | None) -> str | None:
+    """Return the word; raise ValueError if it is neither one of ours nor an error code."""
+    if fault is None or fault in _FAULTS:
+        return fault
+    with contextlib.suppress(dns.exception.DNSException, ValueError, AttributeError):
+        dns.rcode.from_text(fault)
+        return fault
+    words = ", ".join(_FAULTS)
+    raise ValueError(f"fault must be None, an error code of DNS, or one of {words}, not {_check.show(fault)}")
 
 
 def _trim(response: dns.message.Message) -> None:
