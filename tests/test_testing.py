@@ -355,6 +355,20 @@ def test_who_hangs_takes_requests_and_never_answers_them(place, client_at):
     wait_until(lambda: place.connections == 0)
 
 
+def test_who_hangs_does_not_hang_up():
+    def answer_once(connection):
+        connection.sendall(connection.recv(100))
+
+    with Backend(answer_once) as backend, Client(backend, timeout=0.3) as client:
+        backend.delay = 0.1
+        client.socket.sendall(b"hello\n")
+        wait_until(lambda: backend.requests == 1)
+        backend.fault = "hang"
+
+        with pytest.raises(TimeoutError):
+            client.hear()
+
+
 def test_a_reply_that_is_due_when_it_begins_to_hang_does_not_come(place):
     place.delay = 0.1
     with Client(place, timeout=0.3) as client:

@@ -9,6 +9,7 @@ the reply to it.
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
@@ -31,7 +32,7 @@ _BACKLOG = 256
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: a close discards what is under way, and says so
 
 
-class Server:
+class Server(ABC):
     """A port of this machine behind which things go wrong: what :class:`Backend` and :class:`Proxy` have in common."""
 
     def __init__(self, host: str, port: int) -> None:
@@ -108,9 +109,9 @@ class Server:
         """Close the connections on which no request is unanswered, as servers do after a while."""
         self._end_all("close", idle_only=True)
 
+    @abstractmethod
     def _reach(self) -> socket.socket:
         """Return a socket to who answers."""
-        raise NotImplementedError
 
     def _listen_or_not(self) -> None:
         wanted = self._is_started and self._fault != "refuse"
