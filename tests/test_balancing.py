@@ -18,7 +18,8 @@ from geventconnpool import events
 from geventconnpool._queue import CONNECTING, ERROR, IN_USE, INTERRUPTED, KEPT
 from geventconnpool.cluster import Endpoint, OutlierDetection, PeakEWMA, RoundRobin
 from geventconnpool.cluster._load import FAILURE_COST, FLOOR, LEAST_UNIT, STEP
-from tests.benchmarks.simulator import Client, World, evenly, poisson
+from geventconnpool.testing._simulation import Client, World
+from tests.benchmarks.simulator import evenly, poisson
 from tests.test_members import FALLBACK, REFUSED, A, B, C, Cluster, D, First, Life
 from tests.virtual import Dice, Ordered, states
 

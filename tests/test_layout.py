@@ -39,6 +39,9 @@ PURE = {
     "_commands._telling": {"events"},
     "_commands._help": set(),
     "testing._clock": {"_check", "cluster._endpoints"},
+    "testing._simulation": LEAVES
+    | CLUSTER_LEAVES
+    | {"_queue", "_slots", "cluster._balancers", "cluster._members", "cluster._endpoints"},
     "cluster._members": LEAVES | CLUSTER_LEAVES | {"_queue", "_slots", "cluster._balancers"},
 }
 # Functions of packages that are not pure, which are.

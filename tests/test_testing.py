@@ -5,8 +5,10 @@ The embedded DNS server is asked by dnspython's own blocking client in a thread;
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import contextmanager, suppress
 from math import inf, nan
+from random import Random
 
 import dns.exception
 import dns.flags
@@ -17,9 +19,9 @@ import gevent
 import pytest
 from gevent import socket
 
-from geventconnpool import ClusterPool, ConnectionPool, Endpoint, RetryBudget, retry
-from geventconnpool.cluster import LeastLoaded, PeakEWMA, RoundRobin
-from geventconnpool.testing import Backend, DNSServer, Proxy, SimpleCandidate, VirtualClock
+from geventconnpool import ClusterPool, ConnectionPool, Endpoint, RetryBudget, events, retry
+from geventconnpool.cluster import LeastLoaded, OutlierDetection, PeakEWMA, RoundRobin
+from geventconnpool.testing import Backend, DNSServer, Proxy, SimpleCandidate, SimulatedServer, VirtualClock, play
 from geventconnpool.testing._backend import GARBAGE
 from tests.servers import wait_until
 
@@ -763,3 +765,86 @@ def test_balancers_choose_among_candidates_of_the_tests_making():
     assert [RoundRobin().choose([far, near], 0.0) for _ in range(1)] == [far]
     near.in_flight = 1
     assert LeastLoaded().choose([near, far], 0.0) is far
+
+
+A, B, C = (Endpoint(name, 1) for name in "abc")
+SOUND = [SimulatedServer(A), SimulatedServer(B)]
+
+
+def told(story, kind):
+    return [(round(at, 3), event.endpoint) for at, event in story.events if isinstance(event, kind)]
+
+
+def test_a_play_shows_an_endpoint_that_fails_for_a_while():
+    story = play([*SOUND, SimulatedServer(C, fails=[(3, 8)])], seconds=20, rate=200, retries=1)
+
+    (ejected, which), *later = told(story, events.EndpointEjected)
+    [(readmitted, _)] = told(story, events.EndpointReadmitted)
+    assert (which, later) == (C, [])
+    assert 3 < ejected < 8 <= readmitted < 13
+    assert len(story.calls) == 4000
+    assert all(call.is_good for call in story.calls)
+    assert {call.failed_on for call in story.calls} == {(), (C,)}
+    assert not [call for call in story.calls if call.endpoint == C and ejected < call.at < readmitted]
+    assert [call for call in story.calls if call.endpoint == C and call.at > readmitted]
+
+
+def test_a_play_is_the_same_every_time():
+    def run(seed):
+        servers = [*SOUND, SimulatedServer(C, latency=lambda now: 0.001 if now < 5 else 0.1, fails=[(1, 2), (3, 4)])]
+        return play(servers, seconds=10, balancer=lambda: LeastLoaded(Random(1)), seed=seed)
+
+    assert run(1).calls == run(1).calls
+    assert told(run(1), events.EndpointReadmitted) == told(run(1), events.EndpointReadmitted)
+    assert told(run(1), events.EndpointReadmitted) != told(run(2), events.EndpointReadmitted)
+
+
+def test_a_play_follows_weights_and_priorities():
+    servers = [SimulatedServer(Endpoint(name, 1, weight=weight)) for name, weight in (("a", 1), ("b", 3))]
+    servers.append(SimulatedServer(Endpoint("c", 1, priority=1)))
+
+    story = play(servers, seconds=10, balancer=RoundRobin)
+
+    assert Counter(call.endpoint.name for call in story.calls) == {"a": 250, "b": 750}
+    assert {round(call.seconds, 6) for call in story.calls} == {0.005}
+
+
+def test_a_play_goes_by_the_outlier_detection_it_is_given():
+    servers = [*SOUND, SimulatedServer(C, fails=[(0, inf)])]
+
+    def ejected(outlier):
+        return told(play(servers, seconds=5, balancer=RoundRobin, outlier=outlier), events.EndpointEjected)
+
+    assert ejected(None) == []
+    assert {which for _, which in ejected(OutlierDetection(consecutive_failures=3))} == {C}
+
+
+def test_callers_of_a_play_that_nobody_ever_serves_wait_for_ever():
+    story = play([SimulatedServer(A, fails=[(0, inf)])], seconds=1, rate=10, size=1, outlier=None)
+
+    first, *others = story.calls
+    assert (first.is_good, first.endpoint, first.seconds < 1) == (False, A, True)
+    assert {(call.is_good, call.endpoint, call.seconds) for call in others} == {(False, None, inf)}
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: play([], seconds=1), ValueError, "servers is empty"),
+        (lambda: play(SOUND * 2, seconds=1), ValueError, "servers holds a:1 twice"),
+        (lambda: play(SOUND, seconds=0), ValueError, "seconds must be more than 0 seconds, not 0"),
+        (lambda: play(SOUND, seconds=1, rate=-1), ValueError, "rate must be between 0 and 1e+06, not -1"),
+        (lambda: play(SOUND, seconds=1, retries=-1), ValueError, "retries must be at least 0, not -1"),
+        (lambda: SimulatedServer(A, -1), ValueError, "latency must be 0 or more seconds, not -1"),
+        (
+            lambda: SimulatedServer(A, fails=[(3, 2)]),
+            ValueError,
+            "the end of a span in fails must be between 3 and inf, not 2",
+        ),
+    ],
+)
+def test_a_play_that_makes_no_sense_is_refused_at_once(make, error, message):
+    with pytest.raises(error) as caught:
+        make()
+
+    assert str(caught.value) == message

@@ -7,5 +7,16 @@ answer in the greenlets of whoever starts them: the hub has to run.
 from geventconnpool.testing._backend import Backend, Proxy
 from geventconnpool.testing._clock import SimpleCandidate, VirtualClock
 from geventconnpool.testing._dns import DNSServer
+from geventconnpool.testing._simulation import SimulatedCall, SimulatedServer, Story, play
 
-__all__ = ["Backend", "DNSServer", "Proxy", "SimpleCandidate", "VirtualClock"]
+__all__ = [
+    "Backend",
+    "DNSServer",
+    "Proxy",
+    "SimpleCandidate",
+    "SimulatedCall",
+    "SimulatedServer",
+    "Story",
+    "VirtualClock",
+    "play",
+]

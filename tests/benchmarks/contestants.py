@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from geventconnpool.cluster import Endpoint, LeastLoaded, OutlierDetection, PeakEWMA, RoundRobin
 from geventconnpool.cluster._balancers import Balancer, C
-from tests.benchmarks.simulator import Client, Server, World
+from geventconnpool.testing._simulation import Client, Server, World
 
 DECAY = 10.0  # seconds
 UNKNOWN = 1e9  # cost of a call in flight where none has returned yet: beyond any that is known

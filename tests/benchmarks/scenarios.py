@@ -14,8 +14,9 @@ from math import inf
 from random import Random
 
 from geventconnpool.cluster import Endpoint
+from geventconnpool.testing._simulation import Call, Server, World
 from tests.benchmarks.contestants import Contestant
-from tests.benchmarks.simulator import Call, Server, World, closed_loop, evenly, poisson, quantile
+from tests.benchmarks.simulator import closed_loop, evenly, poisson, quantile
 
 Figures = dict[str, float]
 Draw = Callable[[], float]
