@@ -19,10 +19,10 @@ from typing import Any
 
 import gevent
 from gevent import socket
-from gevent.server import StreamServer
 
 from geventconnpool import ClusterPool, ConnectionPool, Endpoint, PoolError, retry
 from geventconnpool.cluster import Resolution
+from geventconnpool.testing import Backend
 
 WORKERS = 40
 SAMPLE_EVERY = 5.0  # seconds
@@ -32,36 +32,26 @@ rng = Random(1)
 tokens = count()
 
 
-class Server:
+class Server(Backend):
     """Echoes lines; now and then it is slow, says nothing, hangs up, or is gone for a while."""
 
     def __init__(self) -> None:
-        self._server = StreamServer(("127.0.0.1", 0), self._serve)
-        self._server.start()
-        self.port = int(self._server.server_port or 0)
-        self._open: set[Any] = set()
-
-    def _serve(self, connection: Any, _address: object) -> None:
-        self._open.add(connection)
-        try:
-            with connection.makefile("rb") as lines:
-                for line in lines:
-                    gevent.sleep(rng.choice([0, 0, 0, 0.001, 0.003, 0.2 if rng.random() < 0.05 else 0]))
-                    if rng.random() < 0.01:
-                        return
-                    connection.sendall(line)
-        except OSError:
-            pass
-        finally:
-            self._open.discard(connection)
+        super().__init__(_serve)
+        self.start()
 
     def restart(self) -> None:
-        self._server.stop(timeout=0)
-        for connection in list(self._open):
-            connection.close()
+        self.stop()
         gevent.sleep(rng.uniform(0, 1))
-        self._server = StreamServer(("127.0.0.1", self.port), self._serve)
-        self._server.start()
+        self.start()
+
+
+def _serve(connection: Any) -> None:
+    with connection.makefile("rb") as lines:
+        for line in lines:
+            gevent.sleep(rng.choice([0, 0, 0, 0.001, 0.003, 0.2 if rng.random() < 0.05 else 0]))
+            if rng.random() < 0.01:
+                return
+            connection.sendall(line)
 
 
 class Hooks:
@@ -245,7 +235,7 @@ def run(seconds: float) -> int:
     for pool in soak.pools:
         pool.close(10)
     for server in soak.servers:
-        server._server.stop(timeout=0)
+        server.close()
     calls = sum(soak.outcomes.values())
     del soak, trouble, pool, server
     gevent.sleep(1)

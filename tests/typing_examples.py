@@ -30,6 +30,7 @@ from geventconnpool.cluster import (
     RoundRobin,
     StaticResolver,
 )
+from geventconnpool.testing import Backend, DNSServer, Proxy, SimpleCandidate, SimulatedServer, VirtualClock, play
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -371,3 +372,40 @@ def says_what_is_missing(pool: Caches) -> BaseException | None:
     except PoolTimeout as error:
         return error.__cause__
     return None
+
+
+# -- the testing kit ---------------------------------------------------------------------------------------------------
+
+
+def answer(connection: socket.socket) -> None:
+    connection.sendall(connection.recv(100))
+
+
+def some_fail(request: bytes) -> str | None:
+    return "reset" if request.startswith(b"GET") else None
+
+
+def fails(place: Endpoint) -> None:
+    with Backend() as backend, Backend(answer, port=2485), Proxy(place) as proxy, DNSServer() as dns:
+        assert_type(backend, Backend)
+        assert_type(backend.address, tuple[str, int])
+        proxy.target = backend.address
+        proxy.fault = some_fail
+        backend.fault = "hang"
+        dns.fault = lambda query: "refused" if len(query.question) > 1 else None
+        backend.fault = 3  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+        backend.requests.append(3)  # type: ignore[attr-defined]  # pyright: ignore
+        backend.connections = 3  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+        Backend(lambda: None)  # type: ignore[arg-type, misc]  # pyright: ignore[reportArgumentType]
+
+
+def passes_no_time(place: Endpoint) -> None:
+    clock: Callable[[], float] = VirtualClock(100)
+    assert_type(clock(), float)
+    candidate: Candidate = SimpleCandidate(place, in_flight=3)
+    assert_type(RoundRobin().choose([SimpleCandidate(place)], 0.0), SimpleCandidate)
+    assert_type(candidate.latency, float | None)
+    story = play([SimulatedServer(place, fails=[(3, 8)]), SimulatedServer(place, lambda now: now)], seconds=20)
+    assert_type(story.calls[0].failed_on, tuple[Endpoint, ...])
+    assert_type(story.events[0], tuple[float, events.Event])
+    play([place], seconds=20)  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
