@@ -819,6 +819,28 @@ def test_a_play_goes_by_the_outlier_detection_it_is_given():
     assert {which for _, which in ejected(OutlierDetection(consecutive_failures=3))} == {C}
 
 
+def test_keepalives_of_a_play_find_what_no_call_has_found():
+    servers = [*SOUND, SimulatedServer(C, fails=[(3, 8)])]
+
+    def ejected(keepalive):
+        return told(play(servers, seconds=10, rate=0, size=5, keepalive=keepalive), events.EndpointEjected)
+
+    assert ejected(None) == []
+    [(at, which)] = ejected(1)
+    assert which == C
+    assert 3 < at < 8
+
+
+def test_a_server_of_a_play_that_hangs_costs_its_callers_the_timeout():
+    servers = [*SOUND, SimulatedServer(C, latency=lambda now: inf if now >= 3 else 0.005)]
+
+    story = play(servers, seconds=10, balancer=RoundRobin, timeout=0.5, retries=1, size=5)
+
+    assert all(call.is_good for call in story.calls)
+    assert {round(call.seconds, 6) for call in story.calls} == {0.005, 0.505}
+    assert {call.failed_on for call in story.calls if call.seconds > 0.1} == {(C,)}
+
+
 def test_callers_of_a_play_that_nobody_ever_serves_wait_for_ever():
     story = play([SimulatedServer(A, fails=[(0, inf)])], seconds=1, rate=10, size=1, outlier=None)
 

@@ -24,7 +24,6 @@ from geventconnpool._queue import (
     CHECK,
     CLOSE,
     ERROR,
-    INTERRUPTED,
     OPEN,
     WAKE,
     Gate,
@@ -101,7 +100,6 @@ class Client:
         size: int = 100,
         keepalive: float = 0.0,
         outlier: OutlierDetection | None = None,
-        give_up: float = inf,
         slow_start: float = 3.0,
         retries: int = 0,
         avoids: bool = True,
@@ -110,7 +108,6 @@ class Client:
         self.world = world
         self.servers = servers
         self.calls: list[Call] = []
-        self._give_up = give_up  # after so many seconds the caller interrupts his call
         self._retries = retries  # a call that fails is tried again, at once
         self._avoids = avoids  # not where it has failed, if it can be helped
         self._tell = tell
@@ -239,10 +236,7 @@ class Client:
         now = self.world.now
         seconds, is_good = self.servers[slot.endpoint].call(now)
         call.endpoint, call.place = slot.endpoint, slot.endpoint.name
-        if seconds > self._give_up:
-            self.world.at(now + self._give_up, self._end, slot, call, done, INTERRUPTED)
-        else:
-            self.world.at(now + seconds, self._end, slot, call, done, None if is_good else ERROR)
+        self.world.at(now + seconds, self._end, slot, call, done, None if is_good else ERROR)
 
     def _end(self, slot: Slot, call: Call, done: Callable[[Call], None], verdict: str | None) -> None:
         now = self.world.now
@@ -273,8 +267,8 @@ class SimulatedServer:
     """What is at one endpoint in :func:`play`, which is where weight and priority are, too.
 
     ``latency`` is how long a call takes, in seconds, or a function of the time that says so. In each of the spans
-    ``fails``, as in ``[(3, 8)]``, calls fail at once and nobody can connect. Raises ValueError or TypeError, naming the
-    parameter and the value.
+    ``fails``, as in ``[(3, 8)]``, calls and keepalives fail at once and nobody can connect. Raises ValueError or
+    TypeError, naming the parameter and the value.
     """
 
     endpoint: Endpoint
@@ -320,24 +314,28 @@ def play(
     *,
     seconds: float,
     rate: float = 100.0,
+    timeout: float | None = None,
     retries: int = 0,
     balancer: Callable[[], Balancer] = PeakEWMA,
     outlier: OutlierDetection | None = OutlierDetection(),  # noqa: B008  # a frozen value
     size: int = 100,
+    keepalive: float | None = None,
     slow_start: float = 3.0,
     seed: int = 0,
 ) -> Story:
     """Have a cluster call ``servers`` for so many ``seconds`` of virtual time, and return what has happened.
 
-    ``rate`` calls begin per second, at equal distances, from 0 on; one that fails is repeated up to ``retries`` times,
-    elsewhere if it can be, as ``@retry`` does. The rest are options of :class:`~geventconnpool.ClusterPool`.
+    ``rate`` calls begin per second, at equal distances, from 0 on. One that would take longer fails after ``timeout``
+    seconds, as by a timeout of the socket; one that fails is repeated up to ``retries`` times, elsewhere if it can be,
+    as ``@retry`` does. The rest are options of :class:`~geventconnpool.ClusterPool`.
 
     What happens is the same every time for one ``seed``, if the balancer is: one that draws can be given a ``Random``
     with a seed. Raises ValueError or TypeError, naming parameter and value.
     """
     servers = tuple(servers)
     check_unique("servers", [server.endpoint for server in servers])
-    by_endpoint: dict[Endpoint, Server] = {server.endpoint: _Conduct(server) for server in servers}
+    patience = inf if timeout is None else _check.seconds("timeout", timeout, positive=True)
+    by_endpoint: dict[Endpoint, Server] = {server.endpoint: _Conduct(server, patience) for server in servers}
     if not by_endpoint:
         raise ValueError("servers is empty")
     _check.seconds("seconds", seconds, positive=True)
@@ -350,6 +348,7 @@ def play(
         balancer(),
         seed=seed,
         size=_check.integer("size", size, 1),
+        keepalive=_check.seconds_or_none("keepalive", keepalive) or 0.0,
         outlier=outlier,
         slow_start=_check.seconds("slow_start", slow_start),
         retries=_check.integer("retries", retries, 0),
@@ -367,14 +366,16 @@ def play(
 class _Conduct:
     """A :class:`SimulatedServer` at work."""
 
-    def __init__(self, server: SimulatedServer) -> None:
+    def __init__(self, server: SimulatedServer, patience: float) -> None:
         self._server = server
+        self._patience = patience
 
     def call(self, now: float) -> tuple[float, bool]:
         if self._server.is_failing(now):
             return AT_ONCE, False
         latency = self._server.latency
-        return (latency(now) if callable(latency) else latency), True
+        seconds = latency(now) if callable(latency) else latency
+        return min(seconds, self._patience), seconds <= self._patience
 
     def ping(self, now: float) -> tuple[float, bool]:
         return AT_ONCE, not self._server.is_failing(now)
