@@ -47,7 +47,6 @@ PURE = {
 # Functions of packages that are not pure, which are.
 PURE_FUNCTIONS = {f"socket.{name}" for name in ("AF_INET6", "inet_ntoa", "inet_ntop")}
 WITH_GEVENT = {
-    *("_engine", "_fork", "_lease", "_liveness", "_worker", "_retry", "_lender", "pool", "demo", "testing"),
     *("_commands._output", "_commands._screen", "_commands._check", "_commands._watch", "_commands._demo"),
     *("_engine", "_fork", "_lease", "_liveness", "_worker", "_retry", "_lender", "pool", "demo"),
     *("testing._backend", "testing._dns"),

@@ -6,8 +6,9 @@ import sys
 
 from gevent import subprocess
 
+from tests.documents import ROOT, blocks
 from tests.servers import die_with_parent
-from tests.test_readme import DOCUMENTS, ROOT, blocks
+from tests.test_readme import DOCUMENTS
 
 
 def test_the_examples_of_the_page_pass_as_one_file(tmp_path, tcp_server):

@@ -15,7 +15,8 @@ from geventconnpool._slots import Slots
 from geventconnpool.cluster import Endpoint, OutlierDetection, PeakEWMA, Resolution
 from geventconnpool.cluster._members import LEAST_SHARE, ClusterQueue, Members
 from geventconnpool.cluster._refresh import Bounds, Refresh
-from tests.benchmarks.simulator import Client, World, evenly, poisson
+from geventconnpool.testing._simulation import Client, World
+from tests.benchmarks.simulator import evenly, poisson
 from tests.documents import ROOT, blocks
 from tests.virtual import Dice, Shell
 
