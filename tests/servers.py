@@ -107,6 +107,7 @@ class _Server:
     """A server process on one port of 127.0.0.1 that keeps the port, and its directory, when it is started again."""
 
     program = ""
+    drops_rights = True  # where we are root
 
     def __init__(self, port: int | None = None) -> None:
         self._port = port
@@ -203,7 +204,7 @@ class _Server:
     def _start_once(self) -> None:
         self._port = self._port or free_port()
         command = self._command()
-        identity = _as_nobody(self.directory)
+        identity = _as_nobody(self.directory) if self.drops_rights else {}
         with open(self.directory / "log", "ab") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory,

@@ -1,0 +1,5 @@
+from tests.recipes.five import FiveScenes
+
+
+class TestRawSockets(FiveScenes):
+    recipe = "raw_sockets"
