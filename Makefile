@@ -12,16 +12,18 @@ RUNS = .venv-runs
 PEERS = tests/benchmarks/peers.txt
 RELEASE = tests/release.txt
 PROGRAMS = tests/runs/programs.txt
+RECIPE_SERVERS = redis-server nginx memcached
 SECONDS = 600
 PYRIGHT = PATH="$(CURDIR)/$(BIN):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test coverage soak bench bench-balance test-runs dist clean venv package
+.PHONY: help demo test test-recipes coverage soak bench bench-balance test-runs dist clean venv package
 
 help:
 	@echo "make demo      three servers, one service name, everything goes wrong: watch what callers see"
-	@echo "make test      linters, types and all tests"
+	@echo "make test      linters, types and all tests (but for the recipes whose servers or clients only the next one installs)"
+	@echo "make test-recipes  the recipes of docs/recipes/, all of them, each against the real server, with a table of versions"
 	@echo "make coverage  are all branches tested? (what is left out is explained in pyproject.toml)"
 	@echo "make soak      ten minutes of trouble (SECONDS=600), with an eye on memory and descriptors"
 	@echo "make bench     how fast it is, beside the pools of others and against the targets (five minutes)"
@@ -52,12 +54,20 @@ test: venv
 	$(BIN)/python -m mypy
 	$(PYRIGHT)
 	$(PYRIGHT) --verifytypes geventconnpool --ignoreexternal
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not extra_recipe"
+
+test-recipes: venv
+	@cmp -s pyproject.toml $(VENV)/installed-recipes || { \
+	    echo "installing what the recipes need into $(VENV)"; \
+	    $(PYTHON) -m pip --python $(BIN)/python install --quiet --editable ".[test,recipes]" && \
+	    cp pyproject.toml $(VENV)/installed-recipes && cp pyproject.toml $(VENV)/installed-test; }
+	@sh tests/install_servers.sh $(RECIPE_SERVERS)
+	$(BIN)/python -m pytest tests/recipes
 
 coverage: venv
 	@cmp -s pyproject.toml $(VENV)/installed-test || { echo "make test first"; exit 1; }
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -q
+	$(BIN)/python -m coverage run -m pytest -q -m "not extra_recipe"
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
 
