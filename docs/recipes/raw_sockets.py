@@ -8,24 +8,29 @@ ERRORS = (OSError,)
 
 
 class Session:
-    """A socket, and what has been read from it but not been used yet."""
+    """A socket, what has been read from it but not been used, and how many replies are still to come."""
 
     def __init__(self, sock):
         self.sock = sock
-        self.lines = sock.makefile("rb")
+        self.rest = b""
+        self.unanswered = 0
 
     def ask(self, line):
+        self.unanswered += 1
         self.sock.sendall(line + b"\n")
-        reply = self.lines.readline()
-        if not reply.endswith(b"\n"):
-            raise OSError("the server has hung up")
-        return reply[:-1]
+        while b"\n" not in self.rest:
+            data = self.sock.recv(4096)
+            if not data:
+                raise ConnectionResetError("the server has hung up")
+            self.rest += data
+        reply, _, self.rest = self.rest.partition(b"\n")
+        self.unanswered -= 1
+        return reply
 
     def fileno(self):
         return self.sock.fileno()
 
     def close(self):
-        self.lines.close()
         self.sock.close()
 
 
@@ -34,7 +39,7 @@ class Parts:
 
     def _keepalive(self, session):
         if session.ask(b"PING") != b"PONG":
-            raise OSError("something else was answered to PING")
+            raise OSError("the answer to PING is not PONG")
 
     def _close_connection(self, session):
         session.sock.sendall(b"QUIT\n")
@@ -42,6 +47,9 @@ class Parts:
 
     def _abort_connection(self, session):
         session.close()
+
+    def _is_reusable(self, session):
+        return session.unanswered == 0 and not session.rest
 
 
 class LinePool(Parts, ConnectionPool):

@@ -1,4 +1,4 @@
-"""Redis through redis-py: a server, and the replicas of one to read from."""
+"""Redis through redis-py: one server, and the replicas of one to read from."""
 
 import redis
 from redis.backoff import NoBackoff
@@ -10,14 +10,15 @@ ERRORS = (redis.ConnectionError, redis.TimeoutError)
 
 
 def connect(host, port):
-    client = redis.Redis(
-        host,
-        port,
-        single_connection_client=True,
-        retry=Retry(NoBackoff(), 0),
+    only = redis.ConnectionPool(
+        host=host,
+        port=port,
+        max_connections=1,
         socket_connect_timeout=2,
         socket_timeout=5,
+        retry=Retry(NoBackoff(), 0),
     )
+    client = redis.Redis.from_pool(only)
     client.ping()
     return client
 
@@ -29,10 +30,18 @@ class Parts:
         client.ping()
 
     def _close_connection(self, client):
-        client.close()
+        client.connection_pool.disconnect()
+
+    def _is_reusable(self, client):
+        (_, _), (used, _) = client.connection_pool.get_connection_count()
+        return used == 0
 
     def _fileno(self, client):
-        return client.connection._sock.fileno()
+        connection = client.connection_pool.get_connection()
+        try:
+            return connection._sock.fileno()
+        finally:
+            client.connection_pool.release(connection)
 
 
 class RedisPool(Parts, ConnectionPool):

@@ -46,8 +46,10 @@ def version_of(program: str, flag: str) -> str:
 
 
 class Recipe:
-    """Override all but :meth:`hang_up`. ``call`` must put one question and return the reply as it is."""
+    """Override all that has no default. ``call`` must put one question and return the reply as it is."""
 
+    pool_class: Any  # the recipe's ConnectionPool, made as (host, port, size, **options)
+    cluster_class: Any  # the recipe's ClusterPool, made as (service, size, **options)
     errors: tuple[type[BaseException], ...]  # that mean a broken connection: what the recipe gives to its pools
     refused: type[BaseException]  # what opening a connection raises when nobody listens
     careless: str = CROSS_TALK  # or REFUSES or HEALS, see there
@@ -57,10 +59,12 @@ class Recipe:
         raise NotImplementedError
 
     def make_pool(self, server: _Server, size: int, **options: Any) -> ConnectionPool[Any]:
-        raise NotImplementedError
+        pool: ConnectionPool[Any] = self.pool_class(*server.address, size, **options)
+        return pool
 
     def make_cluster(self, servers: Sequence[_Server], size: int, **options: Any) -> ClusterPool[Any]:
-        raise NotImplementedError
+        cluster: ClusterPool[Any] = self.cluster_class([server.address for server in servers], size, **options)
+        return cluster
 
     def call(self, c: Any, token: str) -> str:
         """Have the server say ``token`` and return what it says: so a reply to somebody else shows."""

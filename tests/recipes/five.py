@@ -34,9 +34,9 @@ class Playing:
         for module in self.modules:
             require_module(module)
 
-    def play(self, scene: str) -> None:
+    def play(self, scene: str, *options: str) -> None:
         played = subprocess.run(
-            [sys.executable, "-m", "tests.recipes.run", self.recipe, scene],
+            [sys.executable, "-m", "tests.recipes.run", self.recipe, scene, *options],
             cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False,
         )  # fmt: skip
         print(played.stdout, played.stderr)

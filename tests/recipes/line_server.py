@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import ssl
 import sys
 from contextlib import suppress
 from typing import Any
 
+from gevent import ssl
 from gevent.server import StreamServer
 
 
@@ -24,7 +24,7 @@ def answer(connection: Any, _address: object) -> None:
 def main(host: str, port: str, *certificates: str) -> None:
     options: dict[str, Any] = {}
     for certificate in certificates:
-        options["ssl_context"] = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        options["ssl_context"] = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         options["ssl_context"].load_cert_chain(certificate)
     StreamServer((host, int(port)), answer, **options).serve_forever()
 

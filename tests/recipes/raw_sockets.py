@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import gevent
 
-from geventconnpool import ClusterPool, ConnectionPool
 from tests.recipes.description import Recipe, load
 from tests.recipes.servers import PythonServer
 from tests.servers import _Server
@@ -20,19 +18,13 @@ class LineServer(PythonServer):
 
 
 class RawSockets(Recipe):
+    pool_class = module.LinePool
+    cluster_class = module.LineCluster
     errors = module.ERRORS
     refused = ConnectionRefusedError
 
     def make_server(self) -> _Server:
         return LineServer()
-
-    def make_pool(self, server: _Server, size: int, **options: Any) -> ConnectionPool[Any]:
-        pool: ConnectionPool[Any] = module.LinePool(*server.address, size, **options)
-        return pool
-
-    def make_cluster(self, servers: Sequence[_Server], size: int, **options: Any) -> ClusterPool[Any]:
-        cluster: ClusterPool[Any] = module.LineCluster([server.address for server in servers], size, **options)
-        return cluster
 
     def call(self, c: Any, token: str) -> str:
         reply: bytes = c.ask(token.encode())

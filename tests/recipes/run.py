@@ -1,16 +1,17 @@
-"""Play a scene of a recipe: ``python -m tests.recipes.run NAME SCENE``, such as ``redis_py interrupted``.
+"""Play a scene of a recipe: ``python -m tests.recipes.run NAME SCENE [unpatched]``, such as ``redis_py interrupted``.
 
 Patches first, as a program does that uses these libraries under gevent. The last line says what it ran against.
 """
 
-# ruff: noqa: E402
-from gevent import monkey
+import sys
 
-monkey.patch_all()
+if "unpatched" not in sys.argv:
+    from gevent import monkey
+
+    monkey.patch_all()
 
 import importlib
 import json
-import sys
 
 from tests.recipes import scenes
 from tests.recipes.description import Recipe
@@ -26,4 +27,4 @@ def main(name: str, scene: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:3])

@@ -90,7 +90,7 @@ def healthy(recipe: Recipe) -> None:
 def interrupted(recipe: Recipe) -> None:
     """A call is cut off while its reply is under way: the next caller gets the reply to his own."""
     with running(recipe, 1) as (server,), recipe.make_pool(server, 1) as pool:
-        for interrupt in (_by_timeout, _by_kill):
+        for interrupt in (interrupted_by_timeout, interrupted_by_kill):
             ask(pool, recipe)
             interrupt(lambda: ask(pool, recipe), server)
             for _ in range(5):
@@ -102,17 +102,17 @@ def interrupted(recipe: Recipe) -> None:
         assert _carelessly(pool, recipe, server) == recipe.careless
 
 
-def _by_timeout(call: Callable[[], None], server: _Server) -> None:
+def interrupted_by_timeout(call: Callable[[], object], server: _Server, is_hidden: bool = False) -> None:
     """Make a call and have ``gevent.Timeout`` end it when it has been sent and cannot be answered yet."""
     timeout = gevent.Timeout()
     with _paused(server):
         greenlet = gevent.spawn(_expect, timeout, call)
         _wait_for_request(server)
         greenlet.kill(timeout, block=False)
-        assert greenlet.get(timeout=PATIENCE)
+        assert greenlet.get(timeout=PATIENCE) is not is_hidden
 
 
-def _expect(timeout: gevent.Timeout, call: Callable[[], None]) -> bool:
+def _expect(timeout: gevent.Timeout, call: Callable[[], object]) -> bool:
     try:
         call()
     except gevent.Timeout as error:
@@ -120,7 +120,7 @@ def _expect(timeout: gevent.Timeout, call: Callable[[], None]) -> bool:
     return False
 
 
-def _by_kill(call: Callable[[], None], server: _Server) -> None:
+def interrupted_by_kill(call: Callable[[], object], server: _Server) -> None:
     with _paused(server):
         greenlet = gevent.spawn(call)
         _wait_for_request(server)
@@ -146,15 +146,11 @@ def _carelessly(pool: Any, recipe: Recipe, server: _Server) -> str:
     c = pool.acquire(PATIENCE)
     try:
         first, second = token(), token()
-        _by_timeout(lambda: _ignore(recipe.call(c, first)), server)
+        interrupted_by_timeout(lambda: recipe.call(c, first), server)
         reply = _reply_or_error(recipe, c, second)
     finally:
         pool.discard(c)
     return {first: CROSS_TALK, second: HEALS}.get(reply, reply)
-
-
-def _ignore(_reply: str) -> None:
-    """A reply that nobody waits for any more."""
 
 
 def _reply_or_error(recipe: Recipe, c: Any, question: str) -> str:
@@ -166,6 +162,25 @@ def _reply_or_error(recipe: Recipe, c: Any, question: str) -> str:
     except Exception as error:
         print(f"a connection that was interrupted raises {error!r}")
         return REFUSES
+
+
+def swallowed(recipe: Recipe) -> None:
+    """A caller hides from the pool that it was interrupted: the next one gets the reply to his own all the same.
+
+    For recipes whose client knows that a reply is still to come.
+    """
+    with running(recipe, 1) as (server,), recipe.make_pool(server, 1) as pool:
+        ask(pool, recipe)
+        interrupted_by_timeout(lambda: _swallow(pool, recipe), server, is_hidden=True)
+        for _ in range(5):
+            ask(pool, recipe)
+        wait_until(lambda: clients_of(server) == 1, what="the end of the interrupted connection")
+
+
+def _swallow(pool: Any, recipe: Recipe) -> None:
+    with pool.get(timeout=PATIENCE) as c:
+        with suppress(gevent.Timeout):
+            recipe.call(c, token())
 
 
 def dropped(recipe: Recipe) -> None:

@@ -1,0 +1,75 @@
+"""docs/recipes/http_client.py: http.client and nginx."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+from tests.recipes import http_scenes
+from tests.recipes.description import REFUSES, Recipe, load, version_of
+from tests.recipes.nginx import Nginx
+from tests.recipes.scenes import PATIENCE, running
+from tests.servers import _Server
+
+module = load("http_client")
+
+
+def get(c: Any, path: str) -> str:
+    content: bytes = module.fetch(c, "GET", path)[1]
+    return content.decode()
+
+
+def get_status(c: Any, path: str) -> int:
+    status: int = module.fetch(c, "GET", path)[0]
+    return status
+
+
+class HTTPClient(Recipe):
+    pool_class = module.HTTPPool
+    cluster_class = module.HTTPCluster
+    errors = module.ERRORS
+    refused = ConnectionRefusedError
+    careless = REFUSES
+
+    def make_server(self) -> _Server:
+        return Nginx()
+
+    def call(self, c: Any, token: str) -> str:
+        return get(c, f"/echo?token={token}")
+
+    def client_version(self) -> str:
+        return f"http.client of Python {platform.python_version()}"
+
+    def server_version(self) -> str:
+        return f"nginx {version_of('nginx', '-v')}"
+
+
+RECIPE = HTTPClient()
+
+
+def unread(recipe: Recipe) -> None:
+    """Who leaves a response unread does not leave it to the next one."""
+    with running(recipe, 1) as (server,), recipe.make_pool(server, 1) as pool:
+        with pool.get(PATIENCE) as c:
+            c.request("GET", "/echo?token=unread")
+            assert c.getresponse().status == 200
+        with pool.get(PATIENCE) as other:
+            assert other is not c
+            assert get(other, "/echo?token=other") == "other"
+        assert pool.stats().discarded["not_reusable"] == 1
+
+
+def unavailable(recipe: Recipe) -> None:
+    http_scenes.unavailable(recipe, module)
+
+
+def last_request(recipe: Recipe) -> None:
+    http_scenes.last_request(recipe)
+
+
+def answered(recipe: Recipe) -> None:
+    http_scenes.answered(recipe, get_status)
+
+
+def host_header(recipe: Recipe) -> None:
+    http_scenes.host_header(recipe, get)

@@ -1,0 +1,89 @@
+"""docs/recipes/urllib3_http.py: urllib3 and nginx."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import urllib3
+
+from tests.recipes import http_scenes
+from tests.recipes.description import HEALS, Recipe, load, version_of
+from tests.recipes.nginx import Nginx
+from tests.recipes.scenes import PATIENCE, running
+from tests.servers import _Server
+
+module = load("urllib3_http")
+
+
+def get(c: Any, path: str) -> str:
+    content: bytes = module.fetch(c, "GET", path).data
+    return content.decode()
+
+
+def get_status(c: Any, path: str) -> int:
+    status: int = module.fetch(c, "GET", path).status
+    return status
+
+
+class Urllib3(Recipe):
+    pool_class = module.HTTPPool
+    cluster_class = module.HTTPCluster
+    errors = module.ERRORS
+    refused = urllib3.exceptions.NewConnectionError
+    careless = HEALS
+
+    def make_server(self) -> _Server:
+        return Nginx()
+
+    def call(self, c: Any, token: str) -> str:
+        return get(c, f"/echo?token={token}")
+
+    def client_version(self) -> str:
+        return f"urllib3 {version('urllib3')}"
+
+    def server_version(self) -> str:
+        return f"nginx {version_of('nginx', '-v')}"
+
+
+RECIPE = Urllib3()
+
+
+def unread(recipe: Recipe) -> None:
+    """Who leaves a response unread does not leave it to the next one, who would wait for the connection."""
+    with running(recipe, 1) as (server,), recipe.make_pool(server, 1) as pool:
+        with pool.get(PATIENCE) as c:
+            response = c.request("GET", "/echo?token=unread", preload_content=False)
+            assert response.status == 200
+        with pool.get(PATIENCE) as other:
+            assert other is not c
+            assert get(other, "/echo?token=other") == "other"
+        assert pool.stats().discarded["not_reusable"] == 1
+
+
+def bad_url(recipe: Recipe) -> None:
+    """What urllib3 refuses to send says nothing about the connection."""
+    with running(recipe, 1) as (server,), recipe.make_pool(server, 1) as pool:
+        try:
+            with pool.get(PATIENCE) as c:
+                c.request("GET", "http://[", pool_timeout=1)
+        except urllib3.exceptions.LocationParseError:
+            pass
+        with pool.get(PATIENCE) as other:
+            assert other is c
+
+
+def unavailable(recipe: Recipe) -> None:
+    http_scenes.unavailable(recipe, module)
+
+
+def last_request(recipe: Recipe) -> None:
+    http_scenes.last_request(recipe)
+
+
+def answered(recipe: Recipe) -> None:
+    http_scenes.answered(recipe, get_status)
+
+
+def host_header(recipe: Recipe) -> None:
+    http_scenes.host_header(recipe, get)
