@@ -9,7 +9,7 @@ set -u
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 POLICY=/usr/sbin/policy-rc.d
 
-[ $# -gt 0 ] || set -- bind9 bind9-dnsutils unbound redis-server chromium chromium-driver
+[ $# -gt 0 ] || set -- bind9 bind9-dnsutils unbound redis-server nginx chromium chromium-driver
 wanted=$*
 
 missing_packages() {
@@ -53,7 +53,7 @@ allow_starts() {
 # Where a file of the machine's own let them start. None of these ran before: they were not there.
 stop_installed() {
     for package in $1; do
-        case $package in bind9) service=named ;; unbound | redis-server | haproxy) service=$package ;; *) continue ;; esac
+        case $package in bind9) service=named ;; unbound | redis-server | haproxy | nginx | memcached) service=$package ;; *) continue ;; esac
         ! command -v systemctl >/dev/null || as_root systemctl --quiet disable "$service" >/dev/null 2>&1
         ! as_root service "$service" status >/dev/null 2>&1 || as_root service "$service" stop >/dev/null 2>&1
     done
