@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import platform
 from typing import Any
+
+import pytest
 
 from tests.recipes import http_scenes
 from tests.recipes.description import REFUSES, Recipe, load, version_of
 from tests.recipes.nginx import Nginx
-from tests.recipes.scenes import PATIENCE, running
+from tests.recipes.scenes import PATIENCE, ask, running
 from tests.servers import _Server
 
 module = load("http_client")
@@ -57,6 +60,28 @@ def unread(recipe: Recipe) -> None:
             assert other is not c
             assert get(other, "/echo?token=other") == "other"
         assert pool.stats().discarded["not_reusable"] == 1
+
+
+def cut_off(recipe: Recipe) -> None:
+    """A body that ends too early is a connection error."""
+    with running(recipe, 1) as (server,), recipe.make_pool(server, 1) as pool:
+        with pytest.raises(http.client.IncompleteRead):
+            with pool.get(PATIENCE) as c:
+                c.request("GET", "/slow")
+                response = c.getresponse()
+                server.kill()
+                response.read()
+        assert pool.stats().discarded["error"] == 1
+
+
+def second_request(recipe: Recipe) -> None:
+    """A connection that the server has closed in the middle of a block is not opened again, to who knows where."""
+    with Nginx(requests=1) as server, recipe.make_pool(server, 1) as pool:
+        with pytest.raises(http.client.NotConnected):
+            with pool.get(PATIENCE) as c:
+                assert get(c, "/echo?token=first") == "first"
+                get(c, "/echo?token=second")
+        ask(pool, recipe)
 
 
 def unavailable(recipe: Recipe) -> None:

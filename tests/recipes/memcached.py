@@ -53,14 +53,29 @@ RECIPE = Pymemcache()
 
 
 def strangers_value(recipe: Recipe) -> None:
-    """A get that finds the value of another is a KeyError: nothing that a pool could take for a broken connection."""
+    """A client that is used on after an interruption: what it raises then may be nothing that a pool would notice."""
     with running(recipe, 1) as (server,):
         client = module.connect(*server.address)
         client.set("mine", token())
         interrupted_by_timeout(lambda: client.get("mine"), server)
-
         with pytest.raises(KeyError):
             client.get("other")
+
+        client = module.connect(*server.address)
+        interrupted_by_timeout(lambda: client.get("nothing"), server)
+        with pytest.raises(pymemcache.MemcacheUnknownError, match="END"):
+            client.set("other", token(), noreply=False)
+
+
+def closed_by_the_server(recipe: Recipe) -> None:
+    """The error for this is pymemcache's own."""
+    with running(recipe, 1) as (server,), recipe.make_pool(server, 1) as pool:
+        pool.wait(timeout=PATIENCE)
+        server.restart()
+        with pytest.raises(pymemcache.MemcacheUnexpectedCloseError):
+            with pool.get() as c:
+                c.version()
+        assert pool.stats().discarded["error"] == 1
 
 
 def closed_by_the_client(recipe: Recipe) -> None:

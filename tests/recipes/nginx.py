@@ -7,7 +7,7 @@ from tests.servers import HOST, _Server, find
 
 
 class Nginx(_Server):
-    """Answers ``/echo?token=...`` with the token, ``/`` with nothing. Closes a connection after ``requests`` on it."""
+    """Answers ``/echo?token=...`` with the token, ``/slow`` in hours. Closes a connection after ``requests`` on it."""
 
     program = "nginx"
 
@@ -27,6 +27,7 @@ class Nginx(_Server):
         program = find("nginx")
         assert program is not None, "nginx is not installed"
         conf = self.directory / "nginx.conf"
+        (self.directory / "slow").write_text("slow" * 10_000)
         names = {"host": HOST, "port": self.port, "directory": self.directory, "requests": self._requests}
         conf.write_text(_CONF.format(**names, temporary=_TEMPORARY))
         return [program, "-p", str(self.directory), "-c", str(conf), "-e", "stderr"]
@@ -56,6 +57,7 @@ http {{
         if (-f $document_root/unavailable) {{ return 503; }}
         location = / {{ return 200 ""; }}
         location = /echo {{ return 200 "$arg_token"; }}
+        location = /slow {{ limit_rate 1; }}
         location = /host {{ return 200 "$http_host"; }}
     }}
 }}

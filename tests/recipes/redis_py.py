@@ -73,6 +73,8 @@ def pipelines(recipe: Recipe) -> None:
         with pool.get(PATIENCE) as c:
             with c.pipeline() as pipeline:
                 pipeline.watch("a")
+                with pytest.raises(redis.exceptions.MaxConnectionsError):
+                    c.ping()
                 pipeline.multi()
                 assert pipeline.set("a", 1).get("a").execute() == [True, b"1"]
 

@@ -14,7 +14,7 @@ from gevent import socket
 
 from tests.servers import _Server
 
-_OPEN = ("01", "08")  # ESTABLISHED, and CLOSE_WAIT: the other side has closed it
+_ESTABLISHED, _CLOSE_WAIT = "01", "08"  # the latter: the other side has closed it
 
 
 def accepts(server: _Server) -> bool:
@@ -86,10 +86,10 @@ def _connections() -> Iterator[Any]:
 
 
 def unread_by(server: _Server) -> int:
-    """Return how many bytes wait for the server to read them."""
-    return sum(unread for port, _, state, unread in _connections() if port == server.port and state in _OPEN)
+    """Return how many bytes wait for the server to read them; the end of a connection would count for one."""
+    return sum(unread for port, _, state, unread in _connections() if port == server.port and state == _ESTABLISHED)
 
 
 def clients_of(server: _Server) -> int:
     """Return how many connections to the server have not been closed by the client."""
-    return sum(port == server.port and state in _OPEN for _, port, state, _ in _connections())
+    return sum(port == server.port and state in (_ESTABLISHED, _CLOSE_WAIT) for _, port, state, _ in _connections())

@@ -12,6 +12,9 @@ class TestUrllib3(FiveScenes):
     def test_a_response_that_was_left_unread_is_not_handed_on(self):
         self.play("unread")
 
+    def test_a_body_that_ends_too_early_is_a_connection_error(self):
+        self.play("cut_off")
+
     def test_a_server_that_says_503_is_not_asked_while_another_can_serve(self):
         self.play("unavailable")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
+import pytest
 import urllib3
 
 from tests.recipes import http_scenes
@@ -59,6 +60,17 @@ def unread(recipe: Recipe) -> None:
             assert other is not c
             assert get(other, "/echo?token=other") == "other"
         assert pool.stats().discarded["not_reusable"] == 1
+
+
+def cut_off(recipe: Recipe) -> None:
+    """A body that ends too early is a connection error."""
+    with running(recipe, 1) as (server,), recipe.make_pool(server, 1) as pool:
+        with pytest.raises(urllib3.exceptions.ProtocolError):
+            with pool.get(PATIENCE) as c:
+                response = c.request("GET", "/slow", preload_content=False)
+                server.kill()
+                response.read()
+        assert pool.stats().discarded["error"] == 1
 
 
 def bad_url(recipe: Recipe) -> None:
