@@ -39,11 +39,22 @@ class Connection(HTTPConnection):
         return self.sock.fileno()
 
 
-def connect(sock, host, port):
+def connect(sock, host, port, context):
     connection = Connection(host, port)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if context is not None:
+        connection.default_port = 443
+        sock = secure(sock, context, host)
     connection.sock = sock
     return connection
+
+
+def secure(sock, context, name):
+    try:
+        return context.wrap_socket(sock, server_hostname=name)
+    except BaseException:
+        sock.close()
+        raise
 
 
 def fetch(connection, method, path, body=None, headers=None):
@@ -70,20 +81,22 @@ class Parts:
 
 
 class HTTPPool(Parts, ConnectionPool):
-    def __init__(self, host, port, size, keepalive=30, **options):
+    def __init__(self, host, port, size, keepalive=30, context=None, **options):
         super().__init__(size, ERRORS, keepalive, **options)
+        self.context = context
         self.host = host
         self.port = port
 
     def _new_connection(self):
         sock = socket.create_connection((self.host, self.port), timeout=5)
-        return connect(sock, self.host, self.port)
+        return connect(sock, self.host, self.port, self.context)
 
 
 class HTTPCluster(Parts, ClusterPool):
-    def __init__(self, service, size, keepalive=30, **options):
+    def __init__(self, service, size, keepalive=30, context=None, **options):
         super().__init__(service, size, ERRORS, keepalive, **options)
+        self.context = context
 
     def _new_connection(self, endpoint):
         host = endpoint.domain or endpoint.name
-        return connect(endpoint.connect(timeout=5), host, endpoint.port)
+        return connect(endpoint.connect(timeout=5), host, endpoint.port, self.context)

@@ -13,16 +13,13 @@ class Unavailable(Exception):
 ERRORS = (exceptions.ProtocolError, exceptions.TimeoutError, exceptions.SSLError, Unavailable)
 
 
-def connect(host, port, header=None):
-    http = urllib3.HTTPConnectionPool(
-        host,
-        port,
-        maxsize=1,
-        block=True,
-        retries=False,
-        timeout=urllib3.Timeout(connect=2, read=5),
-        headers={"Host": header} if header else None,
-    )
+def connect(host, port, name, context):
+    options = {"maxsize": 1, "block": True, "retries": False, "timeout": urllib3.Timeout(connect=2, read=5)}
+    options["headers"] = {"Host": name}
+    if context is None:
+        http = urllib3.HTTPConnectionPool(host, port, **options)
+    else:
+        http = urllib3.HTTPSConnectionPool(host, port, ssl_context=context, server_hostname=name, **options)
     http.request("HEAD", "/", pool_timeout=1)
     return http
 
@@ -58,18 +55,21 @@ class Parts:
 
 
 class HTTPPool(Parts, ConnectionPool):
-    def __init__(self, host, port, size, keepalive=30, **options):
+    def __init__(self, host, port, size, keepalive=30, context=None, **options):
         super().__init__(size, ERRORS, keepalive, **options)
+        self.context = context
         self.host = host
         self.port = port
 
     def _new_connection(self):
-        return connect(self.host, self.port)
+        return connect(self.host, self.port, self.host, self.context)
 
 
 class HTTPCluster(Parts, ClusterPool):
-    def __init__(self, service, size, keepalive=30, **options):
+    def __init__(self, service, size, keepalive=30, context=None, **options):
         super().__init__(service, size, ERRORS, keepalive, **options)
+        self.context = context
 
     def _new_connection(self, endpoint):
-        return connect(endpoint.host, endpoint.port, endpoint.domain or endpoint.name)
+        name = endpoint.domain or endpoint.name
+        return connect(endpoint.host, endpoint.port, name, self.context)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import platform
+import ssl
 from typing import Any
 
 import pytest
@@ -94,6 +95,10 @@ def last_request(recipe: Recipe) -> None:
 
 def answered(recipe: Recipe) -> None:
     http_scenes.answered(recipe, get_status)
+
+
+def https(recipe: Recipe) -> None:
+    http_scenes.https(recipe, get, ssl.SSLCertVerificationError)
 
 
 def host_header(recipe: Recipe) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import trustme
+from gevent import ssl
 
-from geventconnpool import retry
+from geventconnpool import PoolTimeout, retry
 from geventconnpool.cluster import DNSResolver
 from geventconnpool.testing import DNSServer
 from tests.recipes.description import Recipe
@@ -51,6 +53,26 @@ def answered(recipe: Recipe, get_status: Callable[[Any, str], int]) -> None:
             assert get_status(c, "/no-such-page") == 404
         with pool.get(PATIENCE) as other:
             assert other is c
+
+
+def https(recipe: Recipe, get: Get, refusal: type[Exception]) -> None:
+    """A server has to have a certificate for what was looked up, whatever its own name is."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(context)
+    for name, is_right in (("shop.example.test", True), ("node1.example.test", False)):
+        with Nginx(certificate=authority.issue_cert(name)) as server, DNSServer() as dns:
+            dns.add_srv("_https._tcp.shop.example.test", "node1.example.test", server.port)
+            dns.add_address("node1.example.test", "127.0.0.1")
+            options = {"resolver": DNSResolver([dns.address]), "context": context}
+            with recipe.cluster_class("_https._tcp.shop.example.test", 1, **options) as cluster:
+                if is_right:
+                    with cluster.get(PATIENCE) as c:
+                        assert get(c, "/echo?token=secret") == "secret"
+                else:
+                    with pytest.raises(PoolTimeout) as caught, cluster.get(timeout=2):
+                        pass
+                    assert isinstance(caught.value.__cause__, refusal)
 
 
 def host_header(recipe: Recipe, get: Get) -> None:

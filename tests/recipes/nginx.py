@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import trustme
+
 from tests.recipes.servers import accepts
 from tests.servers import HOST, _Server, find
 
@@ -11,9 +13,10 @@ class Nginx(_Server):
 
     program = "nginx"
 
-    def __init__(self, requests: int = 1000) -> None:
+    def __init__(self, requests: int = 1000, certificate: trustme.LeafCert | None = None) -> None:
         super().__init__()
         self._requests = requests
+        self._certificate = certificate
 
     def set_unavailable(self, is_unavailable: bool) -> None:
         """Have it answer 503 to everything, or no longer."""
@@ -29,8 +32,15 @@ class Nginx(_Server):
         conf = self.directory / "nginx.conf"
         (self.directory / "slow").write_text("slow" * 10_000)
         names = {"host": HOST, "port": self.port, "directory": self.directory, "requests": self._requests}
-        conf.write_text(_CONF.format(**names, temporary=_TEMPORARY))
+        conf.write_text(_CONF.format(**names, temporary=_TEMPORARY, tls=self._tls()))
         return [program, "-p", str(self.directory), "-c", str(conf), "-e", "stderr"]
+
+    def _tls(self) -> str:
+        if self._certificate is None:
+            return ";"
+        path = self.directory / "certificate.pem"
+        self._certificate.private_key_and_cert_chain_pem.write_to_path(str(path))
+        return f" ssl; ssl_certificate {path}; ssl_certificate_key {path};"
 
     def _is_answering(self) -> bool:
         return accepts(self)
@@ -51,7 +61,7 @@ http {{
 {temporary}
     keepalive_requests {requests};
     server {{
-        listen {host}:{port};
+        listen {host}:{port}{tls}
         root {directory};
         default_type text/plain;
         if (-f $document_root/unavailable) {{ return 503; }}

@@ -34,3 +34,6 @@ class TestHTTPClient(FiveScenes):
 
     def test_the_servers_of_a_service_are_asked_for_its_domain(self):
         self.play("host_header")
+
+    def test_the_servers_of_a_service_need_a_certificate_for_its_domain(self):
+        self.play("https")

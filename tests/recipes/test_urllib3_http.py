@@ -29,3 +29,6 @@ class TestUrllib3(FiveScenes):
 
     def test_a_url_that_cannot_be_is_no_connection_error(self):
         self.play("bad_url")
+
+    def test_the_servers_of_a_service_need_a_certificate_for_its_domain(self):
+        self.play("https")

@@ -97,5 +97,9 @@ def answered(recipe: Recipe) -> None:
     http_scenes.answered(recipe, get_status)
 
 
+def https(recipe: Recipe) -> None:
+    http_scenes.https(recipe, get, urllib3.exceptions.SSLError)
+
+
 def host_header(recipe: Recipe) -> None:
     http_scenes.host_header(recipe, get)
