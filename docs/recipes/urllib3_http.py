@@ -15,7 +15,7 @@ ERRORS = (exceptions.ProtocolError, exceptions.TimeoutError, exceptions.SSLError
 
 def connect(host, port, name, context):
     options = {"maxsize": 1, "block": True, "retries": False, "timeout": urllib3.Timeout(connect=2, read=5)}
-    options["headers"] = {"Host": name}
+    options["headers"] = {"Host": name if port in (80, 443) else f"{name}:{port}"}
     if context is None:
         http = urllib3.HTTPConnectionPool(host, port, **options)
     else:
@@ -24,9 +24,10 @@ def connect(host, port, name, context):
     return http
 
 
-def fetch(http, method, path, **options):
+def fetch(http, method, path, headers=None, **options):
     """Return the response, read to its end."""
-    response = http.request(method, path, pool_timeout=1, **options)
+    headers = {**http.headers, **(headers or {})}
+    response = http.request(method, path, headers=headers, pool_timeout=1, **options)
     if response.status in (502, 503, 504):
         raise Unavailable(f"{path}: {response.status} {response.reason}")
     return response

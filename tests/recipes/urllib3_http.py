@@ -18,7 +18,7 @@ module = load("urllib3_http")
 
 
 def get(c: Any, path: str) -> str:
-    content: bytes = module.fetch(c, "GET", path).data
+    content: bytes = module.fetch(c, "GET", path, headers={"X-Of-The-Caller": "1"}).data
     return content.decode()
 
 
