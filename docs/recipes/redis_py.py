@@ -30,7 +30,7 @@ class Parts:
         client.ping()
 
     def _close_connection(self, client):
-        client.connection_pool.disconnect()
+        client.close()
 
     def _is_reusable(self, client):
         (_, _), (used, _) = client.connection_pool.get_connection_count()

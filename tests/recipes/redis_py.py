@@ -120,6 +120,9 @@ def replicas(recipe: Recipe) -> None:
         with to_write.get(PATIENCE) as c:
             wait_until(lambda: c.set("key", "value") and c.wait(2, 100) == 2, what="two replicas")
         _read_often(to_read, read)
+        with pytest.raises(redis.ReadOnlyError), to_read.get(PATIENCE) as c:
+            c.set("key", "other")
+        assert sum(to_read.stats().discarded.values()) == 0
         copies[0].kill()
         assert [read() for _ in range(20)] == [b"value"] * 20
         copies[0].start()
