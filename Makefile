@@ -62,7 +62,7 @@ test-recipes: venv
 	    $(PYTHON) -m pip --python $(BIN)/python install --quiet --editable ".[test,recipes]" && \
 	    cp pyproject.toml $(VENV)/installed-recipes && cp pyproject.toml $(VENV)/installed-test; }
 	@sh tests/install_servers.sh $(RECIPE_SERVERS)
-	$(BIN)/python -m pytest tests/recipes
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/recipes
 
 coverage: venv
 	@cmp -s pyproject.toml $(VENV)/installed-test || { echo "make test first"; exit 1; }
