@@ -70,7 +70,7 @@ def https(recipe: Recipe, get: Get, refusal: type[Exception]) -> None:
                     with cluster.get(PATIENCE) as c:
                         assert get(c, "/echo?token=secret") == "secret"
                 else:
-                    with pytest.raises(PoolTimeout) as caught, cluster.get(timeout=2):
+                    with pytest.raises(PoolTimeout) as caught, cluster.get(timeout=1):
                         pass
                     assert isinstance(caught.value.__cause__, refusal)
 

@@ -9,7 +9,7 @@ from tests.servers import HOST, _Server, find
 
 
 class Nginx(_Server):
-    """Answers ``/echo?token=...`` with the token, ``/slow`` in hours. Closes a connection after ``requests`` on it."""
+    """Answers ``/echo?token=...`` with the token, ``/slow`` in 40 s. Closes a connection after ``requests`` on it."""
 
     program = "nginx"
 
@@ -67,7 +67,7 @@ http {{
         if (-f $document_root/unavailable) {{ return 503; }}
         location = / {{ return 200 ""; }}
         location = /echo {{ return 200 "$arg_token"; }}
-        location = /slow {{ limit_rate 1; }}
+        location = /slow {{ limit_rate 1000; }}
         location = /host {{ return 200 "$http_host"; }}
     }}
 }}

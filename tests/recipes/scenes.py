@@ -219,7 +219,7 @@ def refused(recipe: Recipe) -> None:
 
 
 def _expect_refusal(pool: Any, recipe: Recipe) -> None:
-    with pytest.raises(PoolTimeout) as caught, pool.get(timeout=1):
+    with pytest.raises(PoolTimeout) as caught, pool.get(timeout=0.5):
         pass
 
     assert isinstance(caught.value.__cause__, recipe.refused), repr(caught.value.__cause__)

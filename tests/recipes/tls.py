@@ -82,7 +82,7 @@ def service_with_certificate_for(name: str, cluster_class: Any):
 
 
 def expect_refusal(cluster: Any) -> None:
-    with pytest.raises(PoolTimeout) as caught, cluster.get(timeout=2):
+    with pytest.raises(PoolTimeout) as caught, cluster.get(timeout=1):
         pass
 
     cause = caught.value.__cause__
@@ -116,7 +116,7 @@ def wrong_name(recipe: Recipe) -> None:
 def unknown_authority(recipe: Recipe) -> None:
     """A certificate that nobody vouches for, to a pool that was given no context of its own."""
     with running(recipe, 1) as (server,), module.TLSPool(*server.address, 1) as pool:
-        with pytest.raises(PoolTimeout) as caught, pool.get(timeout=2):
+        with pytest.raises(PoolTimeout) as caught, pool.get(timeout=1):
             pass
         assert isinstance(caught.value.__cause__, ssl.SSLCertVerificationError)
 
