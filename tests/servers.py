@@ -34,7 +34,8 @@ from gevent import socket
 HOST = "127.0.0.1"
 HOST6 = "::1"
 SERVERS = ("named", "unbound", "redis-server")
-_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin", "/sbin"])
+_POSTGRESQL = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")))[-1:]  # Debian's is on no PATH
+_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin", "/sbin", *_POSTGRESQL])
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
