@@ -12,7 +12,7 @@ RUNS = .venv-runs
 PEERS = tests/benchmarks/peers.txt
 RELEASE = tests/release.txt
 PROGRAMS = tests/runs/programs.txt
-RECIPE_SERVERS = redis-server nginx memcached
+RECIPE_SERVERS = redis-server nginx memcached postgresql mariadb-server dovecot-imapd
 SECONDS = 600
 PYRIGHT = PATH="$(CURDIR)/$(BIN):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright
 

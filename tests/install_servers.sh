@@ -7,15 +7,22 @@
 set -u
 
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+for programs in /usr/lib/postgresql/*/bin; do PATH="$PATH:$programs"; done
 POLICY=/usr/sbin/policy-rc.d
 
-[ $# -gt 0 ] || set -- bind9 bind9-dnsutils unbound redis-server nginx chromium chromium-driver
+[ $# -gt 0 ] || set -- bind9 bind9-dnsutils unbound redis-server nginx postgresql chromium chromium-driver
 wanted=$*
 
 missing_packages() {
     for package in $wanted; do
         case $package in
-            bind9) program=named ;; bind9-dnsutils) program=nsupdate ;; chromium-driver) program=chromedriver ;; *) program=$package ;;
+            bind9) program=named ;;
+            bind9-dnsutils) program=nsupdate ;;
+            postgresql) program=postgres ;;
+            mariadb-server) program=mariadbd ;;
+            dovecot-imapd) program=dovecot ;;
+            chromium-driver) program=chromedriver ;;
+            *) program=$package ;;
         esac
         command -v "$program" >/dev/null || echo "$package"
     done
@@ -53,7 +60,13 @@ allow_starts() {
 # Where a file of the machine's own let them start. None of these ran before: they were not there.
 stop_installed() {
     for package in $1; do
-        case $package in bind9) service=named ;; unbound | redis-server | haproxy | nginx | memcached) service=$package ;; *) continue ;; esac
+        case $package in
+            bind9) service=named ;;
+            mariadb-server) service=mariadb ;;
+            dovecot-imapd) service=dovecot ;;
+            unbound | redis-server | haproxy | nginx | memcached | postgresql) service=$package ;;
+            *) continue ;;
+        esac
         ! command -v systemctl >/dev/null || as_root systemctl --quiet disable "$service" >/dev/null 2>&1
         ! as_root service "$service" status >/dev/null 2>&1 || as_root service "$service" stop >/dev/null 2>&1
     done
