@@ -58,11 +58,6 @@ class PostgreSQL(Tree):
         self.resume()
         self._end(signal.SIGINT)
 
-    def kill(self) -> None:
-        """End at once (SIGQUIT, with which it takes its children along). The next start is a recovery."""
-        self.resume()
-        self._end(signal.SIGQUIT)
-
     def _here(self) -> list[str]:
         return ["-h", HOST, "-p", str(self.port), "-U", "app"]
 
