@@ -17,13 +17,14 @@ import dns.query
 import dns.rcode
 import gevent
 import pytest
-from gevent import socket
+import trustme
+from gevent import socket, ssl
 
 from geventconnpool import ClusterPool, ConnectionPool, Endpoint, RetryBudget, events, retry
 from geventconnpool.cluster import LeastLoaded, OutlierDetection, PeakEWMA, RoundRobin
 from geventconnpool.testing import Backend, DNSServer, Proxy, SimpleCandidate, SimulatedServer, VirtualClock, play
 from geventconnpool.testing._backend import GARBAGE
-from tests.servers import wait_until
+from tests.servers import Redis, require, wait_until
 
 
 @pytest.fixture
@@ -259,6 +260,14 @@ def test_an_unknown_fault_of_dns_is_refused_at_once(server, fault):
     assert server.fault is None
 
 
+def test_a_function_that_returns_no_fault_of_dns_is_told_so(server, capsys):
+    server.fault = lambda query: "dorp"
+
+    with pytest.raises(dns.exception.Timeout):
+        ask(server, "a.test", "A", timeout=0.1)
+    assert "ValueError: fault must be None, an error code of DNS, or one of drop" in capsys.readouterr().err
+
+
 def test_a_delay_of_dns_is_a_number_of_seconds(server):
     with pytest.raises(ValueError, match="^delay must be 0 or more seconds, not -1$"):
         server.delay = -1
@@ -355,6 +364,25 @@ def test_who_hangs_takes_requests_and_never_answers_them(place, client_at):
     assert place.requests == asked + 1
     client.socket.close()
     wait_until(lambda: place.connections == 0)
+
+
+def test_what_is_asked_of_one_who_hangs_reaches_nobody():
+    heard = []
+
+    def listen(connection):
+        while chunk := connection.recv(100):
+            heard.append(chunk)
+
+    with Backend(listen) as backend, Client(backend) as client:
+        backend.fault = "hang"
+        client.socket.sendall(b"one\n")
+        wait_until(lambda: backend.requests == 1)
+        backend.fault = None
+        client.socket.sendall(b"two\n")
+        client.socket.shutdown(socket.SHUT_WR)
+        wait_until(lambda: backend.connections == 0)
+
+        assert heard == []
 
 
 def test_who_hangs_does_not_hang_up():
@@ -498,6 +526,17 @@ def test_a_fault_may_depend_on_the_request(place, fault, outcome):
                 client.ask(b"call\n")
 
 
+def test_a_fault_that_depends_on_the_request_is_over_when_another_is_set(place):
+    place.delay = 0.1
+    place.fault = lambda request: "garbage"
+    with Client(place) as client:
+        client.socket.sendall(b"hello\n")
+        wait_until(lambda: place.requests == 1)
+        place.fault = None
+
+        assert client.hear() == b"hello\n"
+
+
 @pytest.mark.parametrize("word", ["reset", "close"])
 def test_a_fault_that_depends_on_the_request_is_that_of_the_reply_too(place, word):
     place.delay = 0.05
@@ -549,12 +588,15 @@ def test_a_port_that_is_taken_is_an_error(place):
         assert client.ask() == b"hello\n"
 
 
-def test_a_place_that_is_closed_gives_its_port_up(place):
-    place.close()
-    place.close()
+def test_a_place_that_is_stopped_has_its_port_until_it_is_closed(place):
+    place.stop()
+    with socket.socket() as other:
+        with pytest.raises(OSError, match="in use"):
+            other.bind(place.address)
 
-    with Backend(port=place.port) as other, Client(other) as client:
-        assert client.ask() == b"hello\n"
+        place.close()
+        place.close()
+        other.bind(place.address)
 
 
 def test_what_refuses_before_it_is_started_refuses_after(place):
@@ -638,6 +680,42 @@ def test_a_proxy_may_turn_to_another_target():
             client.ask()
 
         assert (proxy.target, one.requests, other.requests) == (other.address, 1, 1)
+
+
+def test_tls_goes_through_both():
+    authority = trustme.CA()
+    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.issue_cert("secret.example.test").configure_cert(theirs)
+    authority.configure_trust(ours)
+
+    def whisper(connection):
+        with theirs.wrap_socket(connection, server_side=True) as secure:
+            secure.sendall(secure.recv(100))
+
+    with Backend(whisper) as backend, Proxy(backend.address) as proxy, Client(proxy) as client:
+        client.socket = ours.wrap_socket(client.socket, server_hostname="secret.example.test")
+
+        assert client.ask() == b"hello\n"
+
+
+@pytest.mark.parametrize("fault", ["hang", "reset", "cut", "close", "garbage"])
+def test_a_proxy_stands_before_a_real_server(fault):
+    require("redis-server")
+
+    def ping(pool):
+        with pool.get(timeout=10) as client:
+            if client.ask(b"PING\r\n") != b"+PONG\r\n":
+                raise OSError("that is no answer")
+
+    with Redis() as redis, Proxy(redis.address) as proxy, OnePlace(proxy, 2) as pool:
+        ping(pool)
+        proxy.fault = fault
+        with pytest.raises(OSError):  # noqa: PT011 - of the kind that the fault is seen as
+            ping(pool)
+        proxy.fault = None
+
+        retry(ping, interval=0.01, timeout=20)(pool)
+        pool.wait(2, timeout=20)
 
 
 @pytest.mark.parametrize("fault", ["hnag", "", 3])
@@ -807,6 +885,13 @@ def test_a_play_follows_weights_and_priorities():
 
     assert Counter(call.endpoint.name for call in story.calls) == {"a": 250, "b": 750}
     assert {round(call.seconds, 6) for call in story.calls} == {0.005}
+
+
+def test_a_play_begins_when_all_connections_are_open():
+    story = play(SOUND, seconds=1, rate=10)
+
+    assert story.events == ()
+    assert [round(call.at, 6) for call in story.calls] == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
 
 def test_a_play_goes_by_the_outlier_detection_it_is_given():
