@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs the servers that the tests talk to, and a browser, where they are missing and where this is allowed (Debian or Ubuntu, as root or with a sudo
-# that asks nothing). Starts none of them and leaves none running: the tests run copies of their own. Always ends well: what stays missing
-# is named here, and pytest skips just the tests that need it (or fails them, if CI=true).
+# Installs the servers that the tests talk to, and a browser, where they are missing and where this is allowed (Debian or Ubuntu, as root
+# or with a sudo that asks nothing). Starts none of them and leaves none running: the tests run copies of their own. Always ends well:
+# what stays missing is named here, and pytest skips just the tests that need it (or fails them, if CI=true).
 #
 # Usage: install_servers.sh [PACKAGE...], by default what the tests need.
 set -u
