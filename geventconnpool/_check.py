@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR of the module inspect, which takes long to import.
-_RUNS_LATER = 0x20 | 0x80 | 0x200
+RUNS_LATER = 0x20 | 0x80 | 0x200
 
 
 def seconds(parameter: str, value: object, *, positive: bool = False) -> float:
@@ -67,7 +67,7 @@ def function(parameter: str, value: object) -> None:
 def plain_function(parameter: str, value: object) -> None:
     """Raise :class:`TypeError` if ``value`` is a function that runs nothing when it is called: async, or with yield."""
     flags = getattr(getattr(value, "__code__", None), "co_flags", 0)
-    if isinstance(flags, int) and flags & _RUNS_LATER:
+    if isinstance(flags, int) and flags & RUNS_LATER:
         raise TypeError(f"{parameter} must be a plain function, not one that is async or has a yield: {show(value)}")
 
 

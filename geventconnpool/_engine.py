@@ -18,8 +18,6 @@ nobody.
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
 import weakref
 from collections import deque
@@ -34,14 +32,14 @@ from traceback import StackSummary, walk_stack, walk_tb
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from gevent import GreenletExit, Timeout, get_hub, getcurrent
-from gevent.monkey import get_original
+from gevent import GreenletExit, Timeout, get_hub, getcurrent, sleep
+from gevent.socket import socket
 
 from geventconnpool import _fork
-from geventconnpool._check import show
+from geventconnpool._check import RUNS_LATER, show
 from geventconnpool._fork import get_ident, stamp
 from geventconnpool._late import load
-from geventconnpool._liveness import descriptor_of, make_poller
+from geventconnpool._liveness import descriptor_of, make_poller, plain_twin, wake_user
 from geventconnpool._log import LogWriter, logger
 from geventconnpool._queue import (
     ABORT,
@@ -69,14 +67,13 @@ else:
 R = TypeVar("R")
 
 CLOSE_TIMEOUT = 5.0  # seconds for _close_connection and _abort_connection
+PARTING_TIME = 0.1  # seconds for the user of a connection that is closed under him, once he has been woken
 PEER_TIMEOUT = 1.0  # seconds for a client object to say where it leads
 BOUND_REPEAT = 1.0  # seconds until a hook that swallowed its bound gets it again
 EVENTS_KEPT = 10_000  # that a slow consumer may be behind
 
 SYSTEM = (KeyboardInterrupt, SystemExit)
 log = logger.getChild("pool")
-_plain_socket: Any = get_original("socket", "socket")
-_SUSPENDABLE = 0x20 | 0x80 | 0x200  # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR of inspect, which is slow to import
 
 
 class HookTimeout(Timeout):
@@ -492,6 +489,20 @@ class Engine:
         self._conclude(slot, slot.pool.closed)
         del hooks
 
+    def let_user_go(self, connection: Any) -> None:
+        """Have who is using a connection that is to be closed stop waiting for it, before its descriptor is closed.
+
+        libev ends the process if a descriptor is closed that it watches. gevent's sockets see to that themselves; a
+        client library in C, such as libpq, that waits by its descriptor does not.
+        """
+        cut = self.queue.cut
+        if id(connection) not in cut or isinstance(connection, socket) or not wake_user(connection):
+            return
+        end = monotonic() + PARTING_TIME
+        with suppress(BaseException):  # whoever kills this greenlet, it is there to close
+            while id(connection) in cut and monotonic() < end:
+                sleep(PARTING_TIME / 20)
+
     def _cancel(self, slot: Slot) -> None:
         """Make a connect that nobody wants any more end soon."""
         if slot.worker is not None:
@@ -561,22 +572,8 @@ def _peer_of(connection: Any) -> str | None:
     kind = type(connection)
     with suppress(Exception):  # a client object may do anything here, and most have no such method
         return str(kind.getpeername(connection)[0])
-    descriptor = descriptor_of(connection)
-    return None if descriptor is None else _peer_of_descriptor(descriptor)
-
-
-def _peer_of_descriptor(descriptor: int) -> str | None:
-    # Not a socket of gevent, which makes the descriptor non-blocking under its owner, as a default timeout would.
-    if socket.getdefaulttimeout() is not None:
-        return None
-    twin = os.dup(descriptor)
-    try:
-        plain = _plain_socket(fileno=twin)
-    except OSError:  # no socket
-        os.close(twin)
-        return None
-    with plain, suppress(OSError, IndexError):  # without a peer that has an address
-        return str(plain.getpeername()[0])
+    with plain_twin(descriptor_of(connection)) as plain, suppress(OSError, IndexError):  # without such a peer
+        return None if plain is None else str(plain.getpeername()[0])
     return None
 
 
@@ -613,6 +610,6 @@ def _members_of(error: BaseException) -> tuple[BaseException, ...]:
 
 def _clear_frames(traceback: TracebackType | None) -> None:
     for frame, _ in walk_tb(traceback):
-        if not frame.f_code.co_flags & _SUSPENDABLE:  # to clear these would end a generator of the user's
+        if not frame.f_code.co_flags & RUNS_LATER:  # to clear these would end a generator of the user's
             with suppress(RuntimeError):  # it still runs
                 frame.clear()

@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import select
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from gevent.monkey import get_original
@@ -82,20 +83,47 @@ def descriptor_of(connection: Any) -> int | None:
     return descriptor if _is_descriptor(descriptor) else None
 
 
+def wake_user(connection: Any) -> bool:
+    """Shut down the socket of a connection, so that who waits for it goes on; False if it says of none."""
+    with plain_twin(descriptor_of(connection)) as plain, suppress(OSError):
+        if plain is not None:
+            plain.shutdown(socket.SHUT_RDWR)
+        return plain is not None
+    return True  # it was shut down already
+
+
+@contextmanager
+def plain_twin(descriptor: int | None) -> Iterator[Any]:
+    """Yield a socket on a copy of a descriptor, None if that is none of a socket.
+
+    Not a socket of gevent, which makes the descriptor non-blocking under its owner. A default timeout would do so, too:
+    what it was is restored.
+    """
+    try:
+        twin = -1 if descriptor is None else os.dup(descriptor)
+    except OSError:
+        twin = -1
+    if twin < 0:
+        yield None
+        return
+    is_blocking = os.get_blocking(twin)
+    try:
+        plain = _plain_socket(fileno=twin)
+    except OSError:  # no socket
+        os.close(twin)
+        yield None
+        return
+    with plain:
+        os.set_blocking(twin, is_blocking)
+        yield plain
+
+
 def _is_descriptor(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**31  # neither a bool, nor what only looks like a number
 
 
 def _is_at_end(descriptor: int) -> bool:
     """Say whether all there is to read is the end."""
-    twin = os.dup(descriptor)
-    is_blocking = os.get_blocking(twin)
-    try:
-        plain = _plain_socket(fileno=twin)
-    except OSError:  # no socket
-        os.close(twin)
-        return False
-    with plain, suppress(OSError):
-        os.set_blocking(twin, is_blocking)  # under its owner, too: a default timeout has changed that
-        return bool(plain.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"")
+    with plain_twin(descriptor) as plain, suppress(OSError):
+        return plain is not None and plain.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
     return False

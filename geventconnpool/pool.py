@@ -51,7 +51,12 @@ class Hooks(Generic[C]):
             close()
 
     def _abort_connection(self, c: C, /) -> None:
-        """Close a broken or interrupted connection, on which nothing should be sent; at most 5 s."""
+        """Close a broken or interrupted connection, on which nothing should be sent; at most 5 s.
+
+        As it is: if somebody still uses it, as ``close`` could not wait for him, its socket (of ``c.fileno()``) is shut
+        down and he is given a moment to notice; then ``_close_connection``.
+        """
+        self._lender.engine.let_user_go(c)
         self._close_connection(c)
 
     def _is_connection_error(self, exc: BaseException, /) -> bool:

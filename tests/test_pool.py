@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import FrozenInstanceError
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -23,7 +24,8 @@ import pytest
 from gevent import socket
 from gevent.event import Event
 
-from geventconnpool import ConnectionPool, PoolClosed, PoolError, PoolTimeout, events
+from geventconnpool import ClusterPool, ConnectionPool, Endpoint, PoolClosed, PoolError, PoolTimeout, events
+from geventconnpool.cluster import Resolution
 from geventconnpool.pool import DEFAULT_EXC_CLASSES, _without_cycle
 from tests.servers import wait_until
 
@@ -1113,6 +1115,78 @@ def test_a_user_who_is_cut_wakes_up_with_an_error_of_the_socket(tcp_server):
     with pytest.raises(OSError):  # noqa: PT011  # what gevent raises is gevent's
         reader.get(timeout=1)
     wait_until(lambda: tcp_server.open == 0)
+
+
+class Library:
+    """A client as those in C are: it waits by its descriptor, and knows nothing of who does when it closes that."""
+
+    def __init__(self, address):
+        self._socket = plain_socket.create_connection(address)
+        self._socket.setblocking(False)
+        self.story = []
+
+    def fileno(self):
+        return self._socket.fileno()
+
+    def ask(self):
+        try:
+            socket.wait_read(self.fileno())
+            if not self._socket.recv(1):
+                raise ConnectionError("the connection is closed")
+        finally:
+            self.story.append("left")
+
+    def close(self):
+        self.story.append("closed")
+        self._socket.close()
+
+
+@pytest.mark.parametrize("end", ["closed", "drained"])
+def test_who_waits_by_a_descriptor_leaves_before_it_is_closed_under_him(tcp_server, end):
+    class Clients(ConnectionPool[Library]):
+        def _new_connection(self):
+            return Library(tcp_server.address)
+
+    class Cluster(ClusterPool[Library]):
+        def _new_connection(self, endpoint):
+            return Library(tcp_server.address)
+
+    told = [Endpoint("127.0.0.1", 1)]
+    resolver = SimpleNamespace(resolve=lambda _: Resolution(told, ttl=0.01), min_refresh=0.01, max_refresh=0.01)
+    pool = Clients(1) if end == "closed" else Cluster(resolver, 1, drain_timeout=0.01)
+    seen = []
+
+    def use():
+        with pool.get() as c:
+            seen.append(c)
+            c.ask()
+
+    user = gevent.spawn(use)
+    wait_until(lambda: seen)
+    if end == "closed":
+        assert pool.close(0) is False
+    else:
+        told.clear()
+
+    with pytest.raises(ConnectionError, match="the connection is closed"):
+        user.get(timeout=5)
+    wait_until(lambda: "closed" in seen[0].story)
+    assert seen[0].story == ["left", "closed"]
+    pool.close()
+
+
+def test_who_does_not_leave_holds_nothing_up(tcp_server):
+    class Clients(ConnectionPool[Library]):
+        def _new_connection(self):
+            return Library(tcp_server.address)
+
+    pool = ready(Clients(1))
+    c = gevent.spawn(pool.acquire).get()
+
+    assert pool.close(0) is False
+    wait_until(lambda: c.story)
+    assert c.story == ["closed"]
+    pool.release(c)
 
 
 def test_close_0_does_not_switch():

@@ -88,6 +88,32 @@ def closed_under_its_user(recipe: Postgres) -> None:
         server.resume()
 
 
+class Plain(ConnectionPool[Any]):
+    """A pool that says no more than it has to."""
+
+    def __init__(self, conninfo: str) -> None:
+        self.conninfo = conninfo
+        super().__init__(1, psycopg.OperationalError)
+
+    def _new_connection(self) -> Any:
+        return psycopg.connect(self.conninfo)
+
+
+def closed_under_its_user_without_a_hook(recipe: Postgres) -> None:
+    """The same goes for a pool without the recipe, but for what the server is still busy with."""
+    with recipe.make_server() as server:
+        for interfere in (lambda: None, server.pause):
+            host, port = server.address
+            pool = Plain(f"{APP} host={host} port={port}")
+            user = gevent.spawn(_sleep, pool)
+            wait_until(lambda: pool.stats().in_use, what="the beginning of the query")  # noqa: B023
+            interfere()
+            assert not pool.close(0)
+            assert user.get(timeout=PATIENCE) is not None
+            wait_until(lambda: pool.stats().closed == 1, what="the end of the connection")  # noqa: B023
+        server.resume()
+
+
 def _sleep(pool: Any) -> str | None:
     """Return what ends a query of ten minutes."""
     try:

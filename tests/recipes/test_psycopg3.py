@@ -23,3 +23,6 @@ class TestPsycopg3(FiveScenes):
 
     def test_a_pool_that_is_closed_at_once_ends_its_queries_and_not_the_process(self):
         self.play("closed_under_its_user")
+
+    def test_a_pool_without_hooks_that_is_closed_at_once_does_not_end_the_process(self):
+        self.play("closed_under_its_user_without_a_hook")
