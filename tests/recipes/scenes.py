@@ -36,7 +36,7 @@ def ask(pool: Any, recipe: Recipe) -> None:
     with pool.get(timeout=PATIENCE) as c:
         reply = recipe.call(c, question)
 
-    assert reply == question
+    assert reply == question, f"{question} was answered {reply}"
 
 
 def ask_at_once(pool: Any, recipe: Recipe, callers: int, calls: int = 1) -> None:

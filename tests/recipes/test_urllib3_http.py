@@ -32,3 +32,6 @@ class TestUrllib3(FiveScenes):
 
     def test_the_servers_of_a_service_need_a_certificate_for_its_domain(self):
         self.play("https")
+
+    def test_session_tickets_of_tls_1_3_do_not_make_it_connect_for_each_request(self):
+        self.play("one_connection")

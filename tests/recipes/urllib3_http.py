@@ -6,13 +6,15 @@ from importlib.metadata import version
 from typing import Any
 
 import pytest
+import trustme
 import urllib3
+from gevent import ssl
 
 from tests.recipes import http_scenes
 from tests.recipes.description import HEALS, Recipe, load, version_of
 from tests.recipes.nginx import Nginx
 from tests.recipes.scenes import PATIENCE, running
-from tests.servers import _Server
+from tests.servers import HOST, _Server
 
 module = load("urllib3_http")
 
@@ -99,6 +101,18 @@ def answered(recipe: Recipe) -> None:
 
 def https(recipe: Recipe) -> None:
     http_scenes.https(recipe, get, urllib3.exceptions.SSLError)
+
+
+def one_connection(recipe: Recipe) -> None:
+    """urllib3 takes a connection for closed on which there is something to be read, as session tickets of TLS 1.3."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(context)
+    with Nginx(certificate=authority.issue_cert(HOST)) as server:
+        with module.HTTPPool(*server.address, 1, context=context) as pool, pool.get(PATIENCE) as c:
+            assert [get(c, "/echo?token=a") for _ in range(5)] == ["a"] * 5
+
+            assert c.num_connections == 1
 
 
 def host_header(recipe: Recipe) -> None:
