@@ -322,7 +322,7 @@ class Life(RuleBasedStateMachine):
         return len(self.waiting) + max(0, max(self.warming, default=0) - gauges.open)
 
     def see_whether_it_is_down(self) -> None:
-        if self.known:
+        if not all(map(self.is_probe, self.known)):
             self.bare_since, self.is_down = inf, False
         elif self.min_size or self.waiting or self.is_down:
             self.bare_since = min(self.bare_since, self.now)
@@ -345,6 +345,10 @@ class Life(RuleBasedStateMachine):
 
     def is_spared(self, what) -> bool:
         """Say whether an attempt, or a connection, has a purpose of its own: no reset concerns it."""
+        return False
+
+    def is_probe(self, connection) -> bool:
+        """Say whether a connection is there to find something out, and of use to nobody until it has."""
         return False
 
     # -- what borrowers do ---------------------------------------------------------------------------------------------

@@ -704,6 +704,24 @@ def test_failed_connects_eject_an_endpoint():
     assert (tried, pool.call(), pool.entry(A).ejections) == (2, B, 1)
 
 
+def test_a_connection_by_which_an_endpoint_is_probed_is_none_to_wait_for():
+    class Slow(Kept):
+        probed = False
+
+        def _keepalive(self, c):
+            if c.endpoint == A:
+                self.probed = True
+                gevent.sleep(60)
+
+    pool = make(kind=Slow, keepalive=60, keepalive_timeout=1, outlier=QUICK)
+    fail(pool, A)
+    wait_until(lambda: pool.probed)
+
+    assert (pool.state(A), pool.entry(A).pool.open) == ("ejected", 1)
+    with pytest.raises(PoolTimeout):
+        pool.wait(2, timeout=0.05)
+
+
 def test_failed_keepalives_eject_an_endpoint_although_it_accepts_connections():
     pool = make(kind=Kept, keepalive=0.02, outlier=SLOW)
     pool.mute.add(A)

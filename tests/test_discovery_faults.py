@@ -450,9 +450,10 @@ FAULTS = ["drop", "garbage", "wrong_id", "truncate", "servfail", "refused", "for
 def test_a_name_server_that_fails_costs_no_answer(fault, server):
     add_alias_service(server, 1, 2)
     with Noting() as bad:
-        bad.fault = fault
         if fault == "closed":
             bad.stop()
+        else:
+            bad.fault = fault
         resolution = quick(bad, server, lifetime=20.0).resolve(SERVICE)
 
     assert addresses(resolution) == {"redis1": ("127.0.0.1",), "redis2": ("127.0.0.2",)}
@@ -523,9 +524,10 @@ def tries(monkeypatch):
 def test_the_second_name_server_of_resolv_conf_is_asked_when_the_first_fails(first, resolv_conf, server, second):
     resolv_conf.write_text("nameserver 127.0.0.1\nnameserver 127.0.0.2\n")
     second.add_srv(SERVICE, "127.0.0.1", 6379)
-    server.fault = first
     if first == "closed":
         server.stop()
+    else:
+        server.fault = first
 
     assert names(DNSResolver(timeout=0.1, lifetime=20.0).resolve(SERVICE)) == [RIGHT]
     assert second.count() == 1

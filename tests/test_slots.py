@@ -2358,6 +2358,7 @@ class PoolLife(Life):
             lifo=options.lifo,
         )
         self.ejected = set()  # connects that were cancelled by an ejection
+        self.is_ejected = False
         return Bench(self.pool, hold_warning=options.hold_warning)
 
     @property
@@ -2367,6 +2368,9 @@ class PoolLife(Life):
     def is_spared(self, what):
         slot = what if isinstance(what, Slot) else self.driver.slot_of(what)
         return slot.probe or slot in self.ejected
+
+    def is_probe(self, connection):
+        return self.driver.slot_of(connection).probe
 
     # -- what happens to the pool of an endpoint -----------------------------------------------------------------------
 
@@ -2381,7 +2385,8 @@ class PoolLife(Life):
     def suspend(self, mark):
         self.observe()
         self.is_running = False
-        if mark == EJECTED:
+        self.is_ejected = mark == EJECTED
+        if self.is_ejected:
             for known in self.known.values():
                 known.cause = known.cause or EJECTED
             self.ejected.update(attempt for attempt in self.driver.connecting if attempt not in self.spoilt)
@@ -2395,11 +2400,16 @@ class PoolLife(Life):
     def resume(self):
         self.observe()
         self.is_running = True
+        self.is_ejected = False
+        for connection, known in self.known.items():
+            if known.must_go and self.driver.slot_of(connection).doomed is DRAINED:
+                known.cause = known.cause or MOVED  # for good, even if its address comes back
         self.pool.resume(self.now)
         self.driver.act()
         self.observe(resized=True)
 
     @rule()
+    @precondition(lambda self: self.is_ejected)
     def probe(self):
         self.pool.probe(self.now)
         self.driver.act()
@@ -2466,7 +2476,8 @@ class PoolLife(Life):
     def open_connections_are_known(self):
         slots = self.pool.slots
         assert self.queue.open == {id(s.connection): s for s in slots if s.state is not CONNECTING}
-        assert self.queue.live == self.pool.open
+        probes = sum(slot.probe for slot in slots if slot.state is CHECKING)
+        assert self.queue.live == self.pool.open - probes
 
     @invariant()
     def what_is_counted_is_news(self):

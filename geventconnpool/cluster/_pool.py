@@ -368,11 +368,15 @@ class ClusterLender(Lender):
         self.members.shut(partial(PoolClosed, f"{self.name} is closed"))
 
     def is_ready(self, n: int | None) -> bool:
-        """Whether ``n`` connections are open; None: what the available endpoints keep at least, and at least one."""
+        """Whether ``n`` connections are open; None: what the available endpoints keep at least, and at least one.
+
+        Those by which ejected endpoints are probed are of use to nobody yet.
+        """
+        live = self.engine.queue.live
         if n is not None:
-            return self.count_open() >= n
+            return live >= n
         available = self.members.available
-        if not available or not self.count_open() or self.members.is_partial:
+        if not available or not live or self.members.is_partial:
             return False
         return all(member.pool.open >= member.pool.min_size for member in available)
 
