@@ -27,7 +27,7 @@ help:
 	@echo "make coverage  are all branches tested? (what is left out is explained in pyproject.toml)"
 	@echo "make soak      ten minutes of trouble (SECONDS=600), with an eye on memory and descriptors"
 	@echo "make bench     how fast it is, beside the pools of others and against the targets (five minutes)"
-	@echo "make bench-balance  who gets the calls: ours beside the balancers of others, against the targets (three minutes)"
+	@echo "make bench-balance  who gets the calls: ours beside the balancers of others, against the targets (four minutes)"
 	@echo "make test-runs  uWSGI and locust, run for real; needs a C compiler (one minute)"
 	@echo "make dist      wheel and source distribution, looked into, installed without a compiler, tried out"
 	@echo "make clean     remove what these have made"

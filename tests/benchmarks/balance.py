@@ -4,7 +4,7 @@ python -m tests.benchmarks.balance [--seeds N] [--json FILE] [--plots FOLDER] [N
 
 Each set-up is run with the same seeds for all, so that they meet the same arrivals and the same servers. Printed are
 the mean, and in brackets the least and the most, over all seeds; then what was aimed at, and whether it is met. The
-exit status is 1 if anything is not. All of it takes about three minutes.
+exit status is 1 if anything is not. All of it takes about four minutes.
 """
 
 from __future__ import annotations
