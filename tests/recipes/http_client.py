@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from tests.recipes import http_scenes
-from tests.recipes.description import REFUSES, Recipe, load, version_of
+from tests.recipes.description import REFUSES, Recipe, load
 from tests.recipes.nginx import Nginx
 from tests.recipes.scenes import PATIENCE, ask, running
-from tests.servers import _Server
 
 module = load("http_client")
 
@@ -28,24 +27,17 @@ def get_status(c: Any, path: str) -> int:
     return status
 
 
-class HTTPClient(Recipe):
+class HTTPClient(http_scenes.HTTPRecipe):
     pool_class = module.HTTPPool
     cluster_class = module.HTTPCluster
     errors = module.ERRORS
     refused = ConnectionRefusedError
     careless = REFUSES
 
-    def make_server(self) -> _Server:
-        return Nginx()
-
-    def call(self, c: Any, token: str) -> str:
-        return get(c, f"/echo?token={token}")
+    get = staticmethod(get)
 
     def client_version(self) -> str:
         return f"http.client of Python {platform.python_version()}"
-
-    def server_version(self) -> str:
-        return f"nginx {version_of('nginx', '-v')}"
 
 
 RECIPE = HTTPClient()

@@ -12,11 +12,27 @@ from gevent import ssl
 from geventconnpool import PoolTimeout, retry
 from geventconnpool.cluster import DNSResolver
 from geventconnpool.testing import DNSServer
-from tests.recipes.description import Recipe
+from tests.recipes.description import Recipe, version_of
 from tests.recipes.nginx import Nginx
 from tests.recipes.scenes import PATIENCE, Callers, ask, running
+from tests.servers import _Server
 
 Get = Callable[[Any, str], str]  # the body at a path, by GET
+
+
+class HTTPRecipe(Recipe):
+    """A recipe whose server is nginx."""
+
+    get: Get
+
+    def make_server(self) -> _Server:
+        return Nginx()
+
+    def call(self, c: Any, token: str) -> str:
+        return self.get(c, f"/echo?token={token}")
+
+    def server_version(self) -> str:
+        return f"nginx {version_of('nginx', '-v')}"
 
 
 def unavailable(recipe: Recipe, module: Any) -> None:

@@ -11,10 +11,10 @@ import urllib3
 from gevent import ssl
 
 from tests.recipes import http_scenes
-from tests.recipes.description import HEALS, Recipe, load, version_of
+from tests.recipes.description import HEALS, Recipe, load
 from tests.recipes.nginx import Nginx
 from tests.recipes.scenes import PATIENCE, running
-from tests.servers import HOST, _Server
+from tests.servers import HOST
 
 module = load("urllib3_http")
 
@@ -29,24 +29,17 @@ def get_status(c: Any, path: str) -> int:
     return status
 
 
-class Urllib3(Recipe):
+class Urllib3(http_scenes.HTTPRecipe):
     pool_class = module.HTTPPool
     cluster_class = module.HTTPCluster
     errors = module.ERRORS
     refused = urllib3.exceptions.NewConnectionError
     careless = HEALS
 
-    def make_server(self) -> _Server:
-        return Nginx()
-
-    def call(self, c: Any, token: str) -> str:
-        return get(c, f"/echo?token={token}")
+    get = staticmethod(get)
 
     def client_version(self) -> str:
         return f"urllib3 {version('urllib3')}"
-
-    def server_version(self) -> str:
-        return f"nginx {version_of('nginx', '-v')}"
 
 
 RECIPE = Urllib3()
