@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -14,6 +15,13 @@ from gevent.threadpool import ThreadPool
 from geventconnpool.cluster import _dns
 
 PATIENCE = 60.0
+
+
+def pytest_configure() -> None:
+    # Who runs this in the background may have it ignore Ctrl-C, and programs that tests interrupt would inherit that.
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

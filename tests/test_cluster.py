@@ -972,10 +972,11 @@ def test_the_peer_of_a_client_object_is_that_of_its_descriptor(tcp_server):
         assert pool.stats().closed == 0
 
 
-def test_with_a_default_timeout_a_client_object_is_taken_to_lead_to_the_first_address(tcp_server):
+def test_with_a_default_timeout_too_a_client_object_is_asked_where_it_leads_and_stays_as_blocking_as_it_was(tcp_server):
     class Client:
         def __init__(self, endpoint):
             self.sock = endpoint.connect(timeout=2)
+            os.set_blocking(self.sock.fileno(), True)
 
         def fileno(self):
             return self.sock.fileno()
@@ -994,10 +995,14 @@ def test_with_a_default_timeout_a_client_object_is_taken_to_lead_to_the_first_ad
     try:
         with Clients(names, 1) as pool:
             pool.wait(timeout=5)
-            names.tell(Endpoint("a.test", port, ("127.0.0.0",)))
+            with pool.get() as c:
+                assert os.get_blocking(c.fileno())
+            names.tell(Endpoint("a.test", port, ("127.0.0.1",)))
             wait_until(lambda: [len(e.addresses) for e in pool.pools] == [1])
-
             assert (pool.stats().idle, pool.stats().closed) == (1, 0)
+
+            names.tell(Endpoint("a.test", port, ("127.0.0.0",)))
+            wait_until(lambda: pool.stats().closed)
     finally:
         socket.setdefaulttimeout(before)
 
