@@ -238,6 +238,12 @@ def test_who_begins_slowly_may_well_be_slower():
     assert cost(load) == pytest.approx(0.301)
 
 
+def test_who_is_as_good_as_most_is_tried_only_when_nobody_has_called_there_for_long():
+    loads = several(0.1, 0.1, 0.3)
+
+    assert [load.next_trial for load in loads] == [109.0, 109.0, 102.0]
+
+
 # -- calls in flight ---------------------------------------------------------------------------------------------------
 
 

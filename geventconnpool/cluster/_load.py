@@ -13,7 +13,8 @@ flight make no difference. While a call is in flight for longer than ``latency``
 began later has returned: what hangs is seen before it returns, and a long call among short ones is no hang.
 
 An endpoint that gets no calls, because they are expected to take long, is tried with one: ``FIRST_TRIAL`` seconds after
-its last, then after twice as long each time, up to ``TRIAL``. If that one is quick, what was known before is forgotten.
+its last, then after twice as long each time, up to ``TRIAL``; one that is as good as most gets its share without, and
+is tried after ``TRIAL`` only. If that call is quick, what was known before is forgotten.
 One whose weight still grows is taken for no quicker than the typical one: it has little to do.
 
 A call that fails costs ``FAILURE_COST`` instead, or who refuses everything at once would look quick (Linkerd's balancer
@@ -414,8 +415,10 @@ class Load:
 
     @property
     def next_trial(self) -> float:
-        """When it is to be tried, if no call goes there before."""
-        return self.tried_at + (self.patience if self.charged_at is None else TRIAL)
+        """When it is to be tried, if no call goes there before. Who is as good as most is not passed over: later."""
+        if self.charged_at is not None or (self._latency is not None and self._latency <= self.peers.typical):
+            return self.tried_at + TRIAL
+        return self.tried_at + self.patience
 
     def weigh(self, in_flight: int, now: float) -> None:
         """Work out the key."""
