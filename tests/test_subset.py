@@ -353,6 +353,13 @@ class Fleeting(RuleBasedStateMachine):
     def active(self):
         return [member for member in self.members if member.state == "active"]
 
+    def take_from(self, member):
+        """Take from just that endpoint, as its pool does: it says so, as nobody of the cluster has chosen it."""
+        slot = member.pool.take(self.cluster.shell.now)
+        if slot is not None:
+            member.changed(self.cluster.shell.now)
+        return slot
+
     @rule()
     def choose_anew(self):
         chosen = self.subset.choose(self.believed, self.members.unfit)
@@ -378,7 +385,7 @@ class Fleeting(RuleBasedStateMachine):
         self.cluster.fill()
         active = self.active()
         for _ in range(times):
-            slot = active[number % len(active)].pool.take(self.cluster.shell.now)
+            slot = self.take_from(active[number % len(active)])
             if slot is not None:
                 self.cluster.end(slot, "error", OSError("refused"))
 
@@ -388,7 +395,7 @@ class Fleeting(RuleBasedStateMachine):
         self.cluster.fill()
         active = self.active()
         member = active[number % len(active)]
-        slot = member.pool.take(self.cluster.shell.now)
+        slot = self.take_from(member)
         if slot is not None:
             self.cluster.end(slot)
             assert not member.is_spared
@@ -436,7 +443,7 @@ class Fleeting(RuleBasedStateMachine):
             self.choose_anew()
             self.cluster.run_to(self.cluster.shell.now + 31.0)
             for member in self.active():
-                slot = member.pool.take(self.cluster.shell.now)
+                slot = self.take_from(member)
                 if slot is not None:
                     self.cluster.end(slot)
 
