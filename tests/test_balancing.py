@@ -1018,6 +1018,21 @@ def test_equal_endpoints_have_equal_shares(n, per_second):
     assert min(found.values()) > 0.8 * 6000 / n
 
 
+def test_a_connection_that_whom_it_was_handed_to_did_not_take_is_no_call_that_hangs():
+    cluster = Cluster(A, size=1, balancer=PeakEWMA())
+    waiter = cluster.ask()
+    cluster.fill()
+    cluster.members.reset(cluster.shell.now)
+    slot = waiter.slot
+    slot.pool.pass_on(slot, cluster.shell.now)
+    cluster.shell.act()
+    cluster.run_to(1.0)
+    cluster.fill()
+
+    assert cluster[A].in_flight == 0
+    assert cluster[A].load.cost == pytest.approx(0.001)
+
+
 class Strict:
     """The least expected latency, asked about the right ones."""
 

@@ -257,7 +257,10 @@ class Member:
         self.load.missed(now)
 
     def changed(self, now: float) -> None:
-        if self.pool.in_use == 1 and self.load.oldest == inf:
+        in_use = self.pool.in_use
+        if not in_use:
+            self.load.oldest = inf  # what was handed out and not taken, or was dead, is no call that hangs
+        elif in_use == 1 and self.load.oldest == inf:
             self.load.begin(now)
         self.weigh(now)
 
