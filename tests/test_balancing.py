@@ -1108,5 +1108,5 @@ class Weighed(Life):
 
 TestWeighed = Weighed.TestCase
 TestWeighed.settings = settings(
-    max_examples=60, stateful_step_count=50, deadline=None, derandomize=True, phases=(Phase.generate, Phase.shrink)
+    max_examples=90, stateful_step_count=50, deadline=None, derandomize=True, phases=(Phase.generate, Phase.shrink)
 )

@@ -678,7 +678,7 @@ def tell(load, kind, took, in_flight, now):
         getattr(load, kind)(now)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     began=st.sampled_from([0.0, 1e5, 1e9]),
     weights=st.lists(st.sampled_from([0.001, 0.01, 1.0, 65535.0]), min_size=2, max_size=3),
@@ -706,7 +706,7 @@ def test_the_key_is_a_number_whatever_happens_and_rises_with_what_is_in_flight(b
         assert load.key >= before
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(weight=st.sampled_from([0.1, 1.0, 7.0]), calls=st.lists(st.integers(0, 2), max_size=60))
 def test_nobody_is_ever_further_ahead_than_the_others_can_make_up_for(weight, calls):
     peers = Peers()

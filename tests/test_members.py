@@ -2098,7 +2098,7 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = settings(
-    max_examples=120, stateful_step_count=50, deadline=None, derandomize=True, phases=(Phase.generate, Phase.shrink)
+    max_examples=140, stateful_step_count=50, deadline=None, derandomize=True, phases=(Phase.generate, Phase.shrink)
 )
 
 

@@ -453,7 +453,7 @@ class Fleeting(RuleBasedStateMachine):
 
 TestFleeting = Fleeting.TestCase
 TestFleeting.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, derandomize=True, phases=(Phase.generate, Phase.shrink)
+    max_examples=140, stateful_step_count=40, deadline=None, derandomize=True, phases=(Phase.generate, Phase.shrink)
 )
 
 
