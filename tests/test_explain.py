@@ -270,6 +270,23 @@ def test_who_is_said_to_be_next_is_chosen(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
+def test_who_is_said_to_be_next_is_chosen_where_the_best_are_busy_and_others_behind_their_shares(seed):
+    rng = Random(seed)
+    cluster = filled(A, B, C, Endpoint("d", 6379), rng=rng, size=2)
+    went, said, lent = [], [], []
+    for _ in range(300):
+        cluster.run_to(cluster.shell.now + rng.expovariate(100.0))
+        if len(lent) == 6 or (lent and rng.random() < 0.4):
+            cluster.end(lent.pop(rng.randrange(len(lent))), ERROR if rng.random() < 0.1 else None, REFUSED)
+            cluster.fill()
+        said += [each.endpoint for each in explained(cluster).values() if each.verdict == "next"]
+        lent.append(cluster.take())
+        went.append(lent[-1].endpoint)
+
+    assert said == went
+
+
+@pytest.mark.parametrize("seed", range(5))
 def test_to_ask_changes_nothing(seed):
     assert play(seed, look=True)[0] == play(seed, look=False)[0]
 

@@ -529,11 +529,8 @@ class Members:
                 if load.pool.idle:
                     break
             return load
-        least_key = inf
-        for other, key in zip(self._loads, self._keys, strict=True):
-            if key < least_key and other.pool.idle:
-                load, least_key = other, key
-        return load
+        idle = [other for other in self._loads if other.pool.idle]
+        return least(idle) if idle else load
 
     def _catch_up(self, load: Load) -> Load:
         """Put right what stands for less than it may, and choose again. Of many, only who would be chosen."""
