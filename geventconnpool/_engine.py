@@ -496,12 +496,20 @@ class Engine:
         client library in C, such as libpq, that waits by its descriptor does not.
         """
         cut = self.queue.cut
-        if id(connection) not in cut or isinstance(connection, socket) or not wake_user(connection):
+        if id(connection) not in cut or isinstance(connection, socket) or not self._wake_user(connection):
             return
         end = monotonic() + PARTING_TIME
         with suppress(BaseException):  # whoever kills this greenlet, it is there to close
             while id(connection) in cut and monotonic() < end:
                 sleep(PARTING_TIME / 20)
+
+    def _wake_user(self, connection: Any) -> bool:
+        """Do that, if the object says by which descriptor; not for long, as its user may hold a lock that it wants."""
+        try:
+            return self.bounded(PEER_TIMEOUT, "fileno", self.queue.cut[id(connection)].endpoint, wake_user, connection)
+        except BaseException as error:  # whatever it is, the connection is to be closed
+            self.pass_on_system_error(error)
+            return False
 
     def _cancel(self, slot: Slot) -> None:
         """Make a connect that nobody wants any more end soon."""

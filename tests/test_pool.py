@@ -23,6 +23,7 @@ import greenlet
 import pytest
 from gevent import socket
 from gevent.event import Event
+from gevent.lock import RLock
 
 from geventconnpool import ClusterPool, ConnectionPool, Endpoint, PoolClosed, PoolError, PoolTimeout, events
 from geventconnpool.cluster import Resolution
@@ -1187,6 +1188,32 @@ def test_who_does_not_leave_holds_nothing_up(tcp_server):
     wait_until(lambda: c.story)
     assert c.story == ["closed"]
     pool.release(c)
+
+
+def test_a_client_object_whose_user_holds_the_lock_of_its_descriptor_is_closed_under_him_all_the_same(monkeypatch):
+    monkeypatch.setattr("geventconnpool._engine.PEER_TIMEOUT", 0.01)
+    lock = RLock()
+
+    class Locked(Connection):
+        def fileno(self):
+            with lock:
+                return -1
+
+    pool = ready(Pool(1, script=[Locked()]))
+    left = Event()
+
+    def use():
+        with pool.get(), lock:
+            left.wait(30)
+
+    user = gevent.spawn(use)
+    wait_until(lambda: pool.stats().in_use == 1)
+
+    assert pool.close(0) is False
+    wait_until(lambda: pool.stats().closed == 1)
+    assert pool.made[0].ended == "closed"
+    left.set()
+    user.get(timeout=5)
 
 
 def test_close_0_does_not_switch():
