@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from itertools import pairwise
+from random import Random
 from typing import Any
 
 import gevent
@@ -12,6 +13,7 @@ import gevent
 from geventconnpool import ClusterPool, Endpoint
 from geventconnpool.cluster import Resolution
 from geventconnpool.cluster._members import Moves
+from tests.servers import wait_until
 
 COUNTERS = ("gets", "waits", "wait_seconds", "timeouts", "refused", "opened", "open_errors", "closed")
 
@@ -73,3 +75,20 @@ def test_who_looks_while_an_endpoint_never_ceases_to_leave_is_told_all_the_same(
 
     with moves:
         assert moves.between(lambda: "this") == "this"
+
+
+def test_the_time_waited_for_endpoints_that_leave_is_the_same_to_the_last_bit():
+    told = Told(tuple(Endpoint("10.0.0.1", port) for port in range(1, 41)))
+    cluster = Things(told, 1)
+    cluster.wait(timeout=5)
+    rng = Random(1)
+    for pool in cluster.pools.values():
+        pool._lender.wait_seconds = rng.random()
+    totals = [cluster.stats().wait_seconds]
+    while told.endpoints:
+        told.endpoints = told.endpoints[1:]
+        wait_until(lambda: len(cluster.pools) == len(told.endpoints))
+        totals.append(cluster.stats().wait_seconds)
+    cluster.close()
+
+    assert totals == [totals[0]] * 41

@@ -43,6 +43,9 @@ C = TypeVar("C")
 
 CONNECTS_AT_ONCE = 64  # over all endpoints of a cluster
 DESCRIBED = 20  # endpoints in the message of an error
+# Seconds, a power of two: in these times add up to the same in whatever order, or a total would go back when an
+# endpoint becomes the past, by the last bit, and who draws rates would take that for a restart.
+GRAIN = 2.0**-20
 # What is changed in one go when many endpoints come or go: seconds of it, and connects and closes that it leads to.
 CHANGES_AT_ONCE, DEEDS_AT_ONCE = 0.0005, 12
 LOOKUP_TIMEOUT = 60.0  # seconds, for whatever resolver
@@ -460,6 +463,8 @@ def _sum(name: str, pools: Iterable[events.PoolStats]) -> events.PoolStats:
         if field.name == "discarded":
             sums = {cause: sum(pool.discarded.get(cause, 0) for pool in pools) for cause in CAUSES}
             total["discarded"] = MappingProxyType(sums)
+        elif field.name == "wait_seconds":
+            total["wait_seconds"] = sum(pool.wait_seconds // GRAIN for pool in pools) * GRAIN
         elif field.name not in total:
             total[field.name] = sum(getattr(pool, field.name) for pool in pools)
     return events.PoolStats(**total)
