@@ -12,6 +12,7 @@ import gevent
 
 from geventconnpool import ClusterPool, Endpoint
 from geventconnpool.cluster import Resolution
+from geventconnpool.cluster._load import Load
 from geventconnpool.cluster._members import Moves
 from tests.servers import wait_until
 
@@ -92,3 +93,20 @@ def test_the_time_waited_for_endpoints_that_leave_is_the_same_to_the_last_bit():
     cluster.close()
 
     assert totals == [totals[0]] * 41
+
+
+def test_to_look_changes_nothing_of_what_endpoints_are_judged_by():
+    cluster = Things(Told((Endpoint("10.0.0.1", 1),)), 1)
+    cluster.wait(timeout=5)
+    for _ in range(5):
+        with cluster.get():
+            pass
+    (member,) = cluster._lender.members
+    before = {name: getattr(member.load, name) for name in Load.__slots__}
+    (entry,) = cluster.stats().endpoints
+    after = {name: getattr(member.load, name) for name in Load.__slots__}
+    cluster.close()
+
+    assert after == before
+    assert after["_ended"] > 0
+    assert entry.latency == member.latency

@@ -243,6 +243,15 @@ class Load:
         return self._latency
 
     @property
+    def latency_now(self) -> float | None:
+        """The same, but nothing is taken note of: for other threads, which may look in the middle of anything."""
+        latency, ended, seconds = self._latency, self._ended, self._seconds
+        if latency is None or not ended:
+            return latency
+        _, _, share = self._fading(ended, self._last)
+        return latency + (seconds / ended - latency) * share
+
+    @property
     def level(self) -> float:
         """How many others were in flight, in the same average."""
         self.take_over()
@@ -282,14 +291,18 @@ class Load:
 
     def _average(self, ended: int, seconds: float, longest: float, level: float, now: float) -> None:
         """Add so many calls, of about one time, that took so long on average, and at most so long."""
-        fade = exp((self._at - now) / DECAY)
+        fade, self._samples, share = self._fading(ended, now)
         self._at = now
-        samples = self._samples = self._samples * fade + ended
-        share = max(ended / samples, 1.0 - fade)
         latency = self._latency or 0.0
         self._latency = latency = latency + (seconds - latency) * share
         self._level += (level - self._level) * share
         self.surprise = max(SURPRISE * longest + HICCUP, latency + (self.surprise - latency) * fade)
+
+    def _fading(self, ended: int, now: float) -> tuple[float, float, float]:
+        """Return what is left of the average when so many calls are added, on how many it rests then, their share."""
+        fade = exp((self._at - now) / DECAY)
+        samples = self._samples * fade + ended
+        return fade, samples, max(ended / samples, 1.0 - fade)
 
     def _assume(self) -> None:
         """Begin with what is typical, if anything is: one quick call makes nobody the quickest, nor a slow one slow."""

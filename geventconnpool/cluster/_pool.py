@@ -445,7 +445,7 @@ def _endpoint_stats(member: Member) -> events.EndpointStats:
         endpoint=member.endpoint,
         state=member.state,
         in_flight=member.in_flight,
-        latency=member.latency,
+        latency=member.load.latency_now,
         failures=MappingProxyType(dict(member.failures)),
         ejections=member.ejections,
         until=member.until if isfinite(member.until) else None,
