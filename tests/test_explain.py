@@ -228,6 +228,15 @@ def test_a_draining_endpoint_tells_how_long_its_calls_have():
     assert why(cluster, B) == "for 10 s: it left DNS, or the subset; 1 in flight may finish within 20 s"
 
 
+def test_a_drain_whose_time_is_over_has_none_left():
+    cluster = filled(A, B)
+    cluster.borrow(B)
+    cluster.update(A)
+    _, late = explain(cluster.members, cluster.shell.now + 30.5)
+
+    assert late.why.endswith("1 in flight may finish within 0 ms")
+
+
 @pytest.mark.parametrize("balancer", [RoundRobin, LeastLoaded])
 def test_with_another_balancer_it_tells_what_that_may_go_by(balancer):
     cluster = filled(A, replace(B, weight=3), balancer=balancer)

@@ -121,7 +121,7 @@ def _trouble(load: Load, now: float) -> Iterator[str]:
 def _not_eligible(member: Member, ranking: Sequence[Member], now: float) -> events.Explanation:
     since = f"for {_time(now - member.since)}"
     if member.state == "draining":
-        left = f"{member.in_flight} in flight may finish within {_time(member.until - now)}"
+        left = f"{member.in_flight} in flight may finish within {_time(max(0.0, member.until - now))}"
         return events.Explanation(member.endpoint, "draining", f"{since}: it left DNS, or the subset; {left}", None)
     if member.state == "ejected":
         return events.Explanation(member.endpoint, "ejected", f"{since}: {'; '.join(_ejected(member, now))}", None)
