@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pty
 import re
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from gevent.server import StreamServer
 from geventconnpool import Endpoint, events
 from geventconnpool import _commands as commands
 from geventconnpool._commands._check import Measured, how_far, status_of
+from geventconnpool._commands._demo import is_interactive
 from geventconnpool._commands._resolve import shares_of
 from geventconnpool._commands._telling import told
 from geventconnpool._commands._terminal import Column, Look, bar, bars, fit, look_of, table
@@ -704,6 +706,26 @@ def test_who_wants_no_output_gets_none():
     )
 
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"), [("check 127.0.0.1:{port} --count=1", 0), ("watch 127.0.0.1:1 --for=0", 0)]
+)
+def test_what_a_command_finds_does_not_depend_on_whether_errors_can_be_written(service, arguments, status):
+    line = command(*arguments.format(port=service.ports[0]).split())
+    result = gevent.subprocess.run(["bash", "-c", '"$@" 2>&-', "-", *line], capture_output=True, env=environment())
+
+    assert result.returncode == status
+    assert result.stdout != b""
+
+
+def test_nobody_directs_the_demo_who_cannot_see_it(monkeypatch):
+    master, keyboard = pty.openpty()
+    with open(master), open(keyboard) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(sys, "stdout", None)  # as with >&-
+
+        assert not is_interactive()
 
 
 TWO_SIGNALS = """

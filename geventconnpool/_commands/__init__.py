@@ -12,7 +12,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from geventconnpool import __version__
 from geventconnpool._commands import _help
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return UNREAD
     except OSError as error:
         _forget_stdout()
-        sys.stderr.write(f"geventconnpool: error: {error.strerror or error}\n")
+        _open(sys.stderr).write(f"geventconnpool: error: {error.strerror or error}\n")
         return BAD_USAGE
 
 
@@ -46,11 +46,16 @@ def perform(arguments: Sequence[str] | None) -> int:
 
     options = _parser().parse_args(arguments)
     command = import_module(f"geventconnpool._commands.{options.module}")
-    output = Output(sys.stdout or open(os.devnull, "w"), sys.stderr, as_json=options.json)  # noqa: SIM115  # to the end
+    output = Output(_open(sys.stdout), _open(sys.stderr), as_json=options.json)
     try:
         return int(command.run(options, output))
     except ValueError as error:
         return int(options.parser.error(str(error)))
+
+
+def _open(stream: TextIO | None) -> TextIO:
+    """Return a stream, or where nobody reads if it was closed before the start (``2>&-``)."""
+    return stream or open(os.devnull, "w")
 
 
 def _flush() -> None:

@@ -44,13 +44,15 @@ def run(options: argparse.Namespace, output: Output) -> int:
     """Play the scenes, or let the user do so. Returns 0 if no caller saw a failure and all that was to be seen was."""
     if output.as_json:
         return demo.main(teller=demo.Json())
-    if options.play or not _is_interactive():
+    if options.play or not is_interactive():
         return demo.main()
     return direct(output)
 
 
-def _is_interactive() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+def is_interactive() -> bool:
+    """Say whether somebody sees what is drawn, and has keys."""
+    streams = (sys.stdin, sys.stdout)
+    return all(stream is not None and stream.isatty() for stream in streams) and os.environ.get("TERM") != "dumb"
 
 
 def direct(output: Output) -> int:
