@@ -17,6 +17,7 @@ import ctypes
 import itertools
 import json
 import math
+import os
 import random
 import signal
 import sys
@@ -71,7 +72,8 @@ def serve(name: str, port: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     server = StreamServer(("127.0.0.1", port), answer)
     server.start()
-    print(server.server_port, flush=True)
+    with contextlib.suppress(OSError):  # who wanted to know it has ended
+        os.write(sys.stdout.fileno(), f"{server.server_port}\n".encode())
     socket.wait_read(sys.stdin.fileno())
 
 

@@ -536,6 +536,29 @@ def test_the_picture_fits_whatever_the_terminal_is():
         assert terminal.is_restored
 
 
+def test_a_terminal_that_does_not_know_its_size_has_the_usual_one():
+    with Terminal(command("demo"), columns=0, lines=0) as terminal:
+        text = terminal.see(is_(1, state="active"))
+        terminal.type("q")
+
+        assert len(text.splitlines()) == 24
+        assert max(map(len, text.splitlines())) <= 80
+        assert terminal.wait() == 0
+
+
+def test_a_backend_that_starts_is_started_once_whatever_keys_come():
+    with Terminal(command("demo"), lines=50) as terminal:
+        terminal.see(is_(1, process="runs", state="active"))
+        terminal.type("1k" + "rk" * 5 + "r")
+        text = terminal.see("it is there again")
+        terminal.type("q")
+
+        assert terminal.wait() == 0
+        assert text.count("a.example.test: on the port that it had") == 1
+        assert text.count("a.example.test: its process is gone") == 1
+        assert "Traceback" not in terminal.written
+
+
 BROKEN = """
 import sys
 from geventconnpool._commands import _demo, main

@@ -131,6 +131,18 @@ def run(start, program):
     return demo.returncode, output
 
 
+def test_a_backend_whose_demo_has_ended_ends_without_a_word():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as nobody:
+        command = [sys.executable, "-m", "geventconnpool.demo", "--backend", "a", "0"]
+        ended = subprocess.run(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=nobody, stderr=subprocess.PIPE, check=False
+        )
+
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
 def test_the_demo_fails_and_names_the_step_that_it_did_not_see_in_time(start):
     status, output = run(start, "sys.exit(demo.main(deadline=0))")
 

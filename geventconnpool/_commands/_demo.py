@@ -129,7 +129,7 @@ class Live(demo.Stage):
         return {"k": self.kill, "h": self.hang, "r": self.revive, "d": self.remove, "a": self.add}
 
     def kill(self, backend: demo.Backend) -> None:
-        if self.condition(backend) != "killed":
+        if self.condition(backend) in ("runs", "hangs"):  # while it starts, somebody waits for its port
             backend.kill()
             self._now(backend, "killed", "its process is gone")
 

@@ -15,7 +15,7 @@ import gevent
 from gevent import socket
 from gevent.queue import Queue
 
-from geventconnpool._commands._terminal import fit, width_of
+from geventconnpool._commands._terminal import DEFAULT_HEIGHT, DEFAULT_WIDTH, fit, width_of
 
 # The other screen, without a cursor, and lines that are cut at the edge instead of going on in the next.
 _ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
@@ -52,7 +52,9 @@ class Screen:
 
     def draw(self, frame: Callable[[int, int], Sequence[str]]) -> None:
         """Show the lines that ``frame`` returns for so many columns and lines, no more than there is room for."""
-        columns, lines = os.get_terminal_size(self._stream.fileno())  # of now: windows change
+        size = os.get_terminal_size(self._stream.fileno())  # of now: windows change
+        # Of a serial line and the like, 0 says that nobody knows.
+        columns, lines = size.columns or DEFAULT_WIDTH, size.lines or DEFAULT_HEIGHT
         # The cursor stands on the last column of a line that is full, not behind it: nothing is to be erased there.
         shown = [
             f"{fit(line, columns)}{_END_OF_LINE if width_of(line) < columns else ''}"

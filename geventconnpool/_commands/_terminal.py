@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 GAP = "  "  # between two columns
 LEAST_BAR = 10  # columns that a bar has at its longest, however narrow the terminal is
-NARROW, DEFAULT_WIDTH = 20, 80
+NARROW, DEFAULT_WIDTH, DEFAULT_HEIGHT = 20, 80, 24
 
 _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36", "reverse": "7"}
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
