@@ -5,8 +5,10 @@ The embedded DNS server is asked by dnspython's own blocking client in a thread;
 
 from __future__ import annotations
 
+import socket as plain
 from collections import Counter
 from contextlib import contextmanager, suppress
+from functools import partial
 from math import inf, nan
 from random import Random
 
@@ -597,6 +599,44 @@ def test_a_place_that_is_stopped_has_its_port_until_it_is_closed(place):
         place.close()
         place.close()
         other.bind(place.address)
+
+
+@pytest.mark.parametrize("is_stopped_first", [True, False])
+def test_who_connects_just_when_it_is_stopped_is_not_served(is_stopped_first):
+    with Backend() as backend, plain.socket() as client:
+        trigger, pulled = socket.socketpair()
+
+        def stop():
+            pulled.recv(1)
+            backend.stop()
+
+        stopper = gevent.spawn(stop)
+        gevent.sleep(0.01)  # a turn of the loop, from which on both are watched
+        deeds = [partial(trigger.sendall, b"!"), partial(client.connect, backend.address)]  # none of them switches
+        for deed in deeds if is_stopped_first else reversed(deeds):
+            deed()
+        stopper.join(5)
+
+        client.settimeout(5)
+        with suppress(ConnectionError):
+            client.sendall(b"hello\n")
+            gevent.sleep(0.05)
+            assert client.recv(100) == b""
+        assert backend.connections == 0
+
+
+def test_who_refuses_from_the_start_has_the_port_that_it_will_serve_at():
+    backend = Backend()
+    backend.fault = "refuse"
+    with backend:
+        place = backend.address
+        with pytest.raises(ConnectionRefusedError):
+            Client(backend)
+        backend.fault = None
+
+        assert backend.address == place
+        with Client(backend) as client:
+            assert client.ask() == b"hello\n"
 
 
 def test_what_refuses_before_it_is_started_refuses_after(place):

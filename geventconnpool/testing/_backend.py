@@ -114,13 +114,13 @@ class Server(ABC):
         """Return a socket to who answers."""
 
     def _listen_or_not(self) -> None:
+        if self._is_started and self._listener is None:
+            self._place = self._place or _bound(self.address)
+            self.address = self.address[0], self._place.getsockname()[1]
         wanted = self._is_started and self._fault != "refuse"
-        if wanted and self._listener is None:
-            place = self._place = self._place or _bound(self.address)
-            place.listen(_BACKLOG)
-            self.address = self.address[0], place.getsockname()[1]
-            self._place = None
-            self._listener = StreamServer(place, self._serve)
+        if wanted and self._place is not None:
+            self._place.listen(_BACKLOG)
+            self._listener, self._place = StreamServer(self._place, self._serve), None
             self._listener.start()
         elif not wanted and self._listener is not None:
             self._listener.stop(timeout=0)
@@ -131,6 +131,9 @@ class Server(ABC):
     def _serve(self, client: socket.socket, _address: object) -> None:
         self.accepted += 1
         connection = _Connection(self, client)
+        if not self._is_started:  # stopped when this was accepted, and had not yet begun to run
+            connection.end("close")
+            return
         self._connections.add(connection)
         try:
             if self._fault in ("reset", "close"):
