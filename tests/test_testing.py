@@ -254,7 +254,7 @@ def test_a_port_that_is_taken_is_an_error_and_leaves_nothing_open(server):
         assert ask(other, "a.test", "A").rcode() == dns.rcode.NXDOMAIN
 
 
-@pytest.mark.parametrize("fault", ["dorp", "", 3])
+@pytest.mark.parametrize("fault", ["dorp", "", 3, b"drop"])
 def test_an_unknown_fault_of_dns_is_refused_at_once(server, fault):
     with pytest.raises(ValueError, match=f"^fault must be None, an error code of DNS, or one of drop, .*{fault!r}$"):
         server.fault = fault
@@ -775,6 +775,30 @@ def test_an_unknown_fault_is_refused_at_once(place, fault):
         (lambda: setattr(Backend(), "delay", -1), ValueError, "delay must be 0 or more seconds, not -1"),
         (lambda: Proxy("127.0.0.1:1"), TypeError, "target must be an Endpoint or (host, port), not '127.0.0.1:1'"),  # type: ignore[arg-type]
         (lambda: Proxy(("127.0.0.1", 0)), ValueError, "port must be between 1 and 65535, not 0"),
+        (lambda: DNSServer(port=65536), ValueError, "port must be between 0 and 65535, not 65536"),
+        (lambda: setattr(DNSServer(), "delay", nan), ValueError, "delay must be 0 or more seconds, not nan"),
+        (
+            lambda: DNSServer().add_srv("a.test", "b.test", 65536),
+            ValueError,
+            "port must be between 0 and 65535, not 65536",
+        ),
+        (
+            lambda: DNSServer().add_srv("a..test", "b.test", 1),
+            ValueError,
+            "name must be a name of DNS, not 'a..test': A DNS label is empty.",
+        ),
+        (
+            lambda: DNSServer().add_address("a.test", "127.0.0.256"),
+            ValueError,
+            "data must be that of a record of type A, not '127.0.0.256': Text input is malformed.",
+        ),
+        (lambda: DNSServer().add_address("a.test", None), TypeError, "ip must be a str, not None"),  # type: ignore[arg-type]
+        (
+            lambda: DNSServer().add_address("a.test", "127.0.0.1", ttl=-1),
+            ValueError,
+            f"ttl must be between 0 and {2**31 - 1}, not -1",
+        ),
+        (lambda: DNSServer().remove("a.test", "ADRESS"), ValueError, "rdtype must be a type of record, not 'ADRESS'"),
         (lambda: VirtualClock(nan), ValueError, "now must be 0 or more seconds, not nan"),
         (lambda: VirtualClock().advance(-1), ValueError, "seconds must be 0 or more seconds, not -1"),
         (lambda: VirtualClock().advance(inf), ValueError, "seconds must be 0 or more seconds, not inf"),

@@ -42,6 +42,7 @@ _FAULTS = ("drop", "garbage", "wrong_id", "truncate", "trim", "referral", "lame"
 _EDNS_PAYLOAD = 1232
 _LONGEST_CNAME_CHAIN = 8
 _TRIMMED = 3  # records
+_LONGEST_TTL = 2**31 - 1  # seconds, RFC 2181
 _ROOT = dns.name.root
 
 
@@ -61,7 +62,7 @@ class DNSServer:
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.address: tuple[str, int] = (host, port)
+        self.address: tuple[str, int] = (host, _check.integer("port", port, 0, 65535))
         self._fault: Fault = None
         self._delay = 0.0
         self.queries: int = 0
@@ -110,13 +111,18 @@ class DNSServer:
             self._servers.pop().stop(timeout=0)
 
     def add_srv(self, name: str, target: str, port: int, priority: int = 0, weight: int = 1, ttl: int = 1) -> None:
-        """Add an SRV record (RFC 2782). To change priority or weight, remove the old one as well."""
+        """Add an SRV record (RFC 2782). To change priority or weight, remove the old one as well.
+
+        Raises ValueError or TypeError, naming parameter and value, as all do that change records.
+        """
+        for parameter, value in (("port", port), ("priority", priority), ("weight", weight)):
+            _check.integer(parameter, value, 0, 65535)
         self.add(name, "SRV", f"{priority} {weight} {port} {target}", ttl)
 
     def remove_srv(self, name: str, target: str, port: int) -> None:
         """Remove the SRV records of ``name`` for ``target`` and ``port``, if any."""
-        wanted = dns.name.from_text(target), port
-        rrset = self._rrsets.get((dns.name.from_text(name), dns.rdatatype.SRV))
+        wanted = _named("target", target), port
+        rrset = self._rrsets.get((_named("name", name), dns.rdatatype.SRV))
         for record in [record for record in rrset or () if (record.target, record.port) == wanted]:
             self.remove(name, "SRV", record.to_text())
 
@@ -133,15 +139,16 @@ class DNSServer:
 
         ``data`` is as in a zone file. A set of records has one TTL, in seconds: the lowest of them.
         """
+        _check.integer("ttl", ttl, 0, _LONGEST_TTL)
         rdata = _rdata(rdtype, data)
-        key = dns.name.from_text(name), rdata.rdtype
+        key = _named("name", name), rdata.rdtype
         if key not in self._rrsets:
             self._rrsets[key] = dns.rrset.RRset(key[0], dns.rdataclass.IN, rdata.rdtype)
         self._rrsets[key].add(rdata, ttl)
 
     def remove(self, name: str, rdtype: str, data: str | None = None) -> None:
         """Remove a record, or without ``data`` all of that type; a name that has no record left no longer exists."""
-        key = dns.name.from_text(name), dns.rdatatype.from_text(rdtype)
+        key = _named("name", name), _type(rdtype)
         rrset = self._rrsets.get(key)
         if rrset is not None and data is not None:
             rrset.discard(_rdata(rdtype, data))  # type: ignore[no-untyped-call]
@@ -254,7 +261,7 @@ def _checked(fault: str | None) -> str | None:
     """Return the word; raise ValueError if it is neither one of ours nor an error code."""
     if fault is None or fault in _FAULTS:
         return fault
-    with contextlib.suppress(dns.exception.DNSException, ValueError, AttributeError):
+    with contextlib.suppress(dns.exception.DNSException, ValueError, TypeError, AttributeError):
         dns.rcode.from_text(fault)
         return fault
     words = ", ".join(_FAULTS)
@@ -274,8 +281,31 @@ def _refer(response: dns.message.Message, to_others: bool) -> None:
 
 
 def _rdata(rdtype: str, data: str) -> dns.rdata.Rdata:
-    return dns.rdata.from_text(dns.rdataclass.IN, dns.rdatatype.from_text(rdtype), data, origin=_ROOT, relativize=False)
+    try:
+        return dns.rdata.from_text(dns.rdataclass.IN, _type(rdtype), data, origin=_ROOT, relativize=False)
+    except dns.exception.DNSException as error:
+        raise ValueError(f"data must be that of a record of type {rdtype}, not {_check.show(data)}: {error}") from None
+
+
+def _type(rdtype: str) -> dns.rdatatype.RdataType:
+    try:
+        return dns.rdatatype.from_text(_text("rdtype", rdtype))
+    except (dns.exception.DNSException, ValueError):
+        raise ValueError(f"rdtype must be a type of record, not {_check.show(rdtype)}") from None
+
+
+def _named(parameter: str, name: str) -> dns.name.Name:
+    try:
+        return dns.name.from_text(_text(parameter, name))
+    except dns.exception.DNSException as error:
+        raise ValueError(f"{parameter} must be a name of DNS, not {_check.show(name)}: {error}") from None
+
+
+def _text(parameter: str, value: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{parameter} must be a str, not {_check.show(value)}")
+    return value
 
 
 def _address_type(ip: str) -> str:
-    return "AAAA" if ":" in ip else "A"
+    return "AAAA" if ":" in _text("ip", ip) else "A"
