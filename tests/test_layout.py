@@ -24,7 +24,7 @@ PURE = {
     "_queue": LEAVES | {"cluster._endpoints"},
     "_slots": LEAVES | {"_queue", "cluster._endpoints"},
     "_series": {"events"},
-    "cluster._balancers": {"cluster._load"},
+    "cluster._balancers": {"_check", "cluster._load"},
     "cluster._race": LEAVES,
     "cluster._addresses": {"_backoff"},
     "cluster._wire": set(),

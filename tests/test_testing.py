@@ -1006,6 +1006,24 @@ def test_callers_of_a_play_that_nobody_ever_serves_wait_for_ever():
         (lambda: play(SOUND, seconds=0), ValueError, "seconds must be more than 0 seconds, not 0"),
         (lambda: play(SOUND, seconds=1, rate=-1), ValueError, "rate must be between 0 and 1e+06, not -1"),
         (lambda: play(SOUND, seconds=1, retries=-1), ValueError, "retries must be at least 0, not -1"),
+        (lambda: play([A], seconds=1), TypeError, f"servers must hold SimulatedServer, not {A!r}"),  # type: ignore[list-item]
+        (
+            lambda: play(SOUND, seconds=1, balancer=int),  # type: ignore[arg-type]
+            TypeError,
+            "balancer must make an object with a method choose, not 0",
+        ),
+        (
+            lambda: play(SOUND, seconds=1, outlier=5),  # type: ignore[arg-type]
+            TypeError,
+            "outlier must be an OutlierDetection or None, not 5",
+        ),
+        (
+            lambda: play([SimulatedServer(A, lambda now: nan)], seconds=1),
+            ValueError,
+            "what latency returns must be between 0 and inf, not nan",
+        ),
+        (lambda: SimulatedServer("a:1"), TypeError, "endpoint must be an Endpoint, not 'a:1'"),  # type: ignore[arg-type]
+        (lambda: SimulatedServer(A, fails=[3, 8]), TypeError, "fails must hold (begin, end), not 3"),  # type: ignore[list-item]
         (lambda: SimulatedServer(A, -1), ValueError, "latency must be 0 or more seconds, not -1"),
         (
             lambda: SimulatedServer(A, fails=[(3, 2)]),

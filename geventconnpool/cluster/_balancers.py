@@ -6,11 +6,12 @@ those that have. RFC 2782 asks for a share in proportion to the weight; weight 0
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from math import inf
 from random import Random
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from geventconnpool._check import show
 from geventconnpool.cluster._load import FLOOR, least
 
 if TYPE_CHECKING:
@@ -50,6 +51,16 @@ class Balancer(Protocol):
     """Anything with this one method; called at every check-out, with at least one candidate; must not switch."""
 
     def choose(self, candidates: Sequence[Candidate], now: float, /) -> Candidate: ...
+
+
+def make_balancer(factory: Callable[[], Balancer]) -> Balancer:
+    """Return the balancer that ``factory`` makes; raise TypeError if it makes none."""
+    if not callable(factory):
+        raise TypeError(f"balancer must be a class or another callable without arguments, not {show(factory)}")
+    balancer = factory()
+    if not callable(getattr(balancer, "choose", None)):
+        raise TypeError(f"balancer must make an object with a method choose, not {show(balancer)}")
+    return balancer
 
 
 class PeakEWMA:

@@ -28,7 +28,7 @@ from geventconnpool._queue import CAUSES, Gate, Slot, Waiter
 from geventconnpool._retry import places_to_avoid
 from geventconnpool._slots import Slots
 from geventconnpool._worker import Slice
-from geventconnpool.cluster._balancers import Balancer, PeakEWMA
+from geventconnpool.cluster._balancers import Balancer, PeakEWMA, make_balancer
 from geventconnpool.cluster._endpoints import Endpoint, NoRecords, Resolution, parse_service
 from geventconnpool.cluster._explain import describe, explain
 from geventconnpool.cluster._members import Change, ClusterQueue, Member, Members
@@ -302,7 +302,7 @@ class ClusterLender(Lender):
     def __init__(self, options: _Options, plan: Plan, pool: Any) -> None:
         super().__init__(options, options.name, weakref.ref(pool))
         self._plan = plan
-        self._balancer: Balancer | None = _make_balancer(plan.balancer)  # bad input is refused at once
+        self._balancer: Balancer | None = make_balancer(plan.balancer)  # bad input is refused at once
         self.begin_here()
 
     def begin_here(self) -> None:
@@ -317,7 +317,7 @@ class ClusterLender(Lender):
         self.members = Members(
             options.name,
             queue,
-            self._balancer or _make_balancer(plan.balancer),
+            self._balancer or make_balancer(plan.balancer),
             open_pool=partial(_open_pool, self._hooks, options, engine, Gate(CONNECTS_AT_ONCE), rng),
             closed_pool=self.past.add,
             ask=self.discovery.ask,
@@ -765,12 +765,3 @@ def _given(service: Any, resolver: Any) -> tuple[Resolver, str]:
 
 def _is_resolver(candidate: Any) -> bool:
     return callable(getattr(candidate, "resolve", None)) and not isinstance(candidate, type)
-
-
-def _make_balancer(factory: Callable[[], Balancer]) -> Balancer:
-    if not callable(factory):
-        raise TypeError(f"balancer must be a class or another callable without arguments, not {show(factory)}")
-    balancer = factory()
-    if not callable(getattr(balancer, "choose", None)):
-        raise TypeError(f"balancer must make an object with a method choose, not {show(balancer)}")
-    return balancer

@@ -32,7 +32,7 @@ from geventconnpool._queue import (
     Waiter,
 )
 from geventconnpool._slots import Slots
-from geventconnpool.cluster._balancers import Balancer, PeakEWMA
+from geventconnpool.cluster._balancers import Balancer, PeakEWMA, make_balancer
 from geventconnpool.cluster._endpoints import Endpoint, check_unique
 from geventconnpool.cluster._members import ClusterQueue, Members
 from geventconnpool.cluster._outliers import OutlierDetection
@@ -276,9 +276,16 @@ class SimulatedServer:
     fails: Sequence[tuple[float, float]] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.endpoint, Endpoint):
+            raise TypeError(f"endpoint must be an Endpoint, not {_check.show(self.endpoint)}")
         if not callable(self.latency):
             _check.seconds("latency", self.latency)
-        for begin, end in self.fails:
+        _check.iterable("fails", self.fails, "spans")
+        for span in self.fails:
+            try:
+                begin, end = span
+            except (TypeError, ValueError):
+                raise TypeError(f"fails must hold (begin, end), not {_check.show(span)}") from None
             _check.number("the end of a span in fails", end, _check.seconds("the begin of a span in fails", begin), inf)
 
     def is_failing(self, now: float) -> bool:
@@ -332,7 +339,13 @@ def play(
     What happens is the same every time for one ``seed``, if the balancer is: one that draws can be given a ``Random``
     with a seed. Raises ValueError or TypeError, naming parameter and value.
     """
+    _check.iterable("servers", servers, "SimulatedServer")
     servers = tuple(servers)
+    for server in servers:
+        if not isinstance(server, SimulatedServer):
+            raise TypeError(f"servers must hold SimulatedServer, not {_check.show(server)}")
+    if outlier is not None and not isinstance(outlier, OutlierDetection):
+        raise TypeError(f"outlier must be an OutlierDetection or None, not {_check.show(outlier)}")
     check_unique("servers", [server.endpoint for server in servers])
     patience = inf if timeout is None else _check.seconds("timeout", timeout, positive=True)
     by_endpoint: dict[Endpoint, Server] = {server.endpoint: _Conduct(server, patience) for server in servers}
@@ -345,7 +358,7 @@ def play(
     client = Client(
         world,
         by_endpoint,
-        balancer(),
+        make_balancer(balancer),
         seed=seed,
         size=_check.integer("size", size, 1),
         keepalive=_check.seconds_or_none("keepalive", keepalive) or 0.0,
@@ -374,7 +387,7 @@ class _Conduct:
         if self._server.is_failing(now):
             return AT_ONCE, False
         latency = self._server.latency
-        seconds = latency(now) if callable(latency) else latency
+        seconds = _check.number("what latency returns", latency(now), 0, inf) if callable(latency) else latency
         return min(seconds, self._patience), seconds <= self._patience
 
     def ping(self, now: float) -> tuple[float, bool]:
