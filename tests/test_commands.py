@@ -833,7 +833,7 @@ def test_a_name_server_may_be_given_with_a_port(text, address):
     assert commands.nameserver(text) == address
 
 
-@pytest.mark.parametrize("text", ["", "ns.example.org", "ns.example.org:53", "192.0.2.53:0", "192.0.2.53:x"])
+@pytest.mark.parametrize("text", ["", "ns.example.org", "ns.example.org:53", "192.0.2.53:0", "192.0.2.53:x", "[::1"])
 def test_a_name_server_is_an_address(text):
     with pytest.raises(ArgumentTypeError, match="is not an IP address, with or without a port"):
         commands.nameserver(text)

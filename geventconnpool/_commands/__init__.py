@@ -194,7 +194,7 @@ def nameserver(text: str) -> tuple[str, int]:
     from geventconnpool.cluster._endpoints import canonical_ip, parse_service
 
     try:
-        if address := canonical_ip(text.removeprefix("[").removesuffix("]")):
+        if address := canonical_ip(text[1:-1] if text.startswith("[") and text.endswith("]") else text):
             return address, 53
         address, port = parse_service(text)
         if port is not None and canonical_ip(address):
