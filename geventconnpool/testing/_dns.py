@@ -177,7 +177,7 @@ class DNSServer:
             query = dns.message.from_wire(wire)
         except dns.exception.DNSException:
             return None
-        if not query.question:
+        if not query.question or query.flags & dns.flags.QR:  # the answer of somebody is no question
             return None
         self.queries += 1
         gevent.sleep(self.delay)
