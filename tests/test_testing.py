@@ -714,6 +714,21 @@ def test_a_proxy_resets_who_connects_while_its_target_is_not_there():
             assert client.ask() == b"hello\n"
 
 
+def test_a_proxy_that_is_stopped_no_longer_waits_for_a_target_that_is_silent():
+    with socket.socket() as silent, socket.socket() as first, socket.socket() as second:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        for other in (first, second):  # there is no room for more in the queue: who comes now hears nothing
+            other.setblocking(False)
+            other.connect_ex(silent.getsockname())
+        with Proxy(silent.getsockname()) as proxy, Client(proxy) as client:
+            wait_until(lambda: proxy.connections == 1)
+            proxy.stop()
+
+            assert client.hear() == b""
+            wait_until(lambda: proxy.connections == 0, timeout=5)
+
+
 def test_a_proxy_may_turn_to_another_target():
     with Backend() as one, Backend() as other, Proxy(one.address) as proxy:
         with Client(proxy) as client:

@@ -12,7 +12,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Self
+from typing import Any, Self
 
 import gevent
 from gevent import socket
@@ -158,16 +158,20 @@ class _Connection:
         self._owner = owner
         self._client = client
         self._server: socket.socket | None = None
+        self._reaching: Any = None  # the greenlet that waits for the server, which may take minutes
         self._is_lost = False  # something was left unanswered: what comes later would be taken for the answer to it
         self._is_turn = True  # of the server: what it says is the beginning of a reply, or a greeting
         self._told: str | None = None  # by a fault that is a function, of this request
 
     def run(self, reach: Callable[[], socket.socket]) -> None:
+        self._reaching = gevent.getcurrent()
         try:
             server = self._server = reach()
         except OSError:
             self.end("reset")
             return
+        finally:
+            self._reaching = None
         replies = gevent.spawn(self._pass_replies, server)
         with suppress(OSError):  # the client, or somebody here, has ended it
             self._pass_requests(server)
@@ -185,6 +189,8 @@ class _Connection:
         self._client.close()
         if self._server is not None:
             self._server.close()
+        if self._reaching not in (None, gevent.getcurrent()):
+            gevent.kill(self._reaching)  # does not switch
 
     @property
     def _word(self) -> str | None:
