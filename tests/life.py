@@ -324,7 +324,7 @@ class Life(RuleBasedStateMachine):
     def see_whether_it_is_down(self) -> None:
         if not all(map(self.is_probe, self.known)):
             self.bare_since, self.is_down = inf, False
-        elif self.min_size or self.waiting or self.is_down:
+        elif self.min_size or self.waiting or self.is_down or self.failures:
             self.bare_since = min(self.bare_since, self.now)
         elif self.would_be_down and self.driver.gauges().is_down:
             pass  # those who waited were refused
