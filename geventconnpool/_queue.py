@@ -280,7 +280,12 @@ class Queue:
     @property
     def _is_wanted(self) -> bool:
         """Whether there should be a connection: because some are kept, or somebody waits, or it has been tried."""
-        return bool(self.keeps_some or self.waiting or self.is_down or self.failing)
+        return bool(self.keeps_some or self.waiting or self.is_down or self.was_tried_in_vain)
+
+    @property
+    def was_tried_in_vain(self) -> bool:
+        """Whether who comes next will find only what has failed; overridden where there are several pools."""
+        return bool(self.failing)
 
     def judge(self, now: float) -> None:
         """Note since when there has been no live connection though one is wanted."""

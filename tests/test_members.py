@@ -916,6 +916,40 @@ def test_a_cluster_is_down_when_no_endpoint_has_had_a_connection_for_fail_after_
     assert last.error is not None
 
 
+def probed_in_vain(*endpoints):
+    """Return a cluster that keeps no connection, and whose first endpoint has been ejected for more than 20 seconds."""
+    cluster = Cluster(*endpoints, min_size=0, fail_after=10.0, outlier=OutlierDetection(consecutive_failures=1))
+    waiter = cluster.ask_for_one_of(endpoints[0])
+    cluster.shell.refuse(cluster.opening(endpoints[0])[0], REFUSED)
+    cluster.queue.withdraw(waiter)
+    while cluster.shell.now < 20.0:
+        cluster.probe(endpoints[0], good=False)
+    return cluster
+
+
+def test_a_cluster_that_keeps_none_is_not_down_while_there_is_an_endpoint_that_has_not_failed():
+    cluster = probed_in_vain(A, B)
+    before = cluster.queue.is_down
+    waiter = cluster.ask()
+    cluster.shell.open(cluster.opening(B)[0])
+
+    assert (before, waiter.error) == (False, None)
+    assert waiter.slot.pool is cluster.pools[B]
+
+
+def test_a_cluster_that_keeps_none_is_bare_since_all_that_may_serve_have_failed():
+    cluster = probed_in_vain(A, B)
+    waiter = cluster.ask_for_one_of(B)
+    cluster.shell.refuse(cluster.opening(B)[0], REFUSED)
+    failed_at = cluster.shell.now
+    cluster.queue.withdraw(waiter)
+    cluster.run_to(failed_at + 9.9)
+    before = cluster.queue.is_down
+    cluster.run_to(failed_at + 10.0)
+
+    assert (cluster.state_of(A, B), before, cluster.queue.is_down) == (["ejected", "active"], False, True)
+
+
 def test_a_cluster_without_any_endpoint_is_down_after_fail_after_seconds():
     cluster = Cluster(fail_after=10.0)
     waiter = cluster.ask()

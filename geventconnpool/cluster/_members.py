@@ -100,6 +100,11 @@ class ClusterQueue(Queue):
             return waiter.only is pool
         return self.members.is_eligible(pool.observer, waiter.avoid)
 
+    @property
+    def was_tried_in_vain(self) -> bool:
+        """Whether who comes next will find only what has failed: an ejected endpoint says nothing of the others."""
+        return bool(self.failing) and all(member.pool in self.failing for member in self.members.eligible())
+
     def planned(self, now: float) -> None:
         super().planned(now)
         self.members.grow(now)
