@@ -370,11 +370,16 @@ class Life(RuleBasedStateMachine):
         self.in_passing = 0
 
     def see_who_was_dead(self, idle) -> None:
-        for dead in [c for c in idle if c in self.driver.closing]:
+        found = [c for c in idle if c in self.driver.closing]
+        for dead in found:
             assert self.known[dead].is_gone, "closed though its peer was there"
             self.known[dead].cause = STALE
             self.trouble_at = self.now
             idle.remove(dead)
+        if found:  # in the middle of that the collector has struck: there is more to choose from
+            for connection in self.collected:
+                self.came_back(connection)
+            idle.extend(c for c in self.collected if c in self.known and c not in self.driver.closing)
 
     def is_suspect(self, connection):
         alive = self.known[connection].alive
@@ -400,10 +405,10 @@ class Life(RuleBasedStateMachine):
         self.waiting.append(waiter)
         self.came.append(waiter)
         at_once = [c for w, _, c in self.driver.settled if w is waiter]
-        used = {c: self.known[c].used for c in at_once if c in self.known}
+        used = {c: self.known[c].used for c in at_once if c in idle}
         self.observe()
         for connection in at_once:
-            self.known[connection].used = used[connection]  # it was idle
+            self.known[connection].used = used.get(connection, self.now)  # it was idle, or has just come back
             self.handed.pop(connection, None)
 
     @rule(number=number)
