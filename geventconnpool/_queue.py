@@ -229,9 +229,8 @@ class Queue:
         """Say whether a pool that has what it keeps should open one more for those who want just that pool."""
         return pool.shortage > 0
 
-    def join(self, waiter: Waiter, now: float, *, again: bool = False) -> None:
-        """Put a waiter at the end, or ``again`` where it was; the only one makes failing pools try again sooner."""
-        is_only = not self.waiting
+    def join(self, waiter: Waiter, *, again: bool = False) -> None:
+        """Put a waiter at the end, or ``again`` where it was."""
         if again:
             self.waiting[waiter] = None
             self._let_in(waiter)
@@ -239,7 +238,10 @@ class Queue:
             self.line_up(waiter)
         if waiter.only is not None:
             waiter.only.waiting += 1
-        if is_only:
+
+    def hurry(self, now: float) -> None:
+        """There was nothing for one who has joined: if he is the only one, failing pools try again sooner."""
+        if len(self.waiting) == 1:
             self.judge(now)
             for pool in tuple(self.failing):
                 pool.plan(now)

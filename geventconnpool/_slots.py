@@ -245,11 +245,13 @@ class Slots:
     @transition
     def ask(self, waiter: Waiter, now: float, *, again: bool = False) -> None:
         """Hand an idle connection to the caller, or queue it: at the end, or ``again`` where it was."""
-        self.queue.join(waiter, now, again=again)
+        self.queue.join(waiter, again=again)
         if self.idle:
             self.queue.settle(waiter, slot=self.take(now))
-        elif self.min_size < self.size:
-            self.plan(now)
+        else:
+            self.queue.hurry(now)
+            if self.min_size < self.size:
+                self.plan(now)
         self._tell_change(now)
 
     def returned(self, slot: Slot, now: float) -> bool:

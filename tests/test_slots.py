@@ -310,6 +310,24 @@ def test_who_asks_while_one_is_idle_gets_it_at_once():
     assert list(pool.queue.waiting) == []
 
 
+def test_for_one_who_gets_an_idle_connection_at_once_no_other_is_opened_though_connects_fail():
+    pool, shell = started(2, min_size=0)
+    ask(pool, shell)
+    ask(pool, shell)
+    shell.act()
+    first, second = shell.opening
+    shell.open(first)
+    shell.refuse(second)
+    pool.queue.withdraw(next(iter(pool.queue.waiting)))
+    shell.end(first)
+    shell.run_to(60.0)
+    waiter = ask(pool, shell)
+    shell.act()
+
+    assert (waiter.slot, pool.failures) == (first, 1)
+    assert states(pool) == {"in use": 1}
+
+
 def test_who_waits_gets_what_is_opened():
     pool, shell = started(1)
     waiter = ask(pool, shell)

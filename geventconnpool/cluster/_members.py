@@ -82,10 +82,10 @@ class ClusterQueue(Queue):
         super().__init__(fail_after, keeps_some=keeps_some)
         self.avoiding: Counter[frozenset[Endpoint]] = Counter()  # those who want no pool in particular
 
-    def join(self, waiter: Waiter, now: float, *, again: bool = False) -> None:
+    def join(self, waiter: Waiter, *, again: bool = False) -> None:
         if waiter.only is None:
             self.avoiding[waiter.avoid] += 1
-        super().join(waiter, now, again=again)
+        super().join(waiter, again=again)
 
     def withdraw(self, waiter: Waiter) -> None:
         if waiter in self.waiting and waiter.only is None:
@@ -715,11 +715,12 @@ class Members:
     @transition
     def ask_for(self, waiter: Waiter, now: float, *, again: bool = False) -> None:
         """Hand an idle connection to the caller, or queue it: at the end, or ``again`` where it was."""
-        self.queue.join(waiter, now, again=again)
+        self.queue.join(waiter, again=again)
         slot = self.take(waiter.avoid, now)
         if slot is not None:
             self.queue.settle(waiter, slot=slot)
         else:
+            self.queue.hurry(now)
             self.grow(now)
 
     @transition
