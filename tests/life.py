@@ -312,7 +312,13 @@ class Life(RuleBasedStateMachine):
         least = self.min_size or self.is_down or self.would_be_down
         asked = self.deficit(gauges) + self.in_passing + late
         wanted = gauges.open + gauges.connecting <= least or gauges.connecting <= asked
-        assert wanted, "a connect that nobody needs"
+        assert wanted or self.has_to_try(gauges), "a connect that nobody needs"
+
+    def has_to_try(self, gauges):
+        """Say whether one that is too old has to stay until it is known that another can be had."""
+        ages = [self.now - self.known[c].opened for c in self.idle]
+        is_old = max(ages, default=0.0) >= 0.75 * self.options.max_lifetime - 1e-9
+        return self.failures and is_old and gauges.open <= self.min_size
 
     @property
     def would_be_down(self):
