@@ -2095,6 +2095,8 @@ class Life(RuleBasedStateMachine):
         elif queue.waiting or queue.keeps_some:
             assert queue.bare_since <= self.shell.now
             assert queue.is_down or queue.fail_after == inf or queue.alarm <= queue.bare_since + queue.fail_after
+        elif not all(pool.failures for pool in self.eligible(())):
+            assert queue.is_down or queue.bare_since == inf
         assert not (queue.is_down and self.waiting)
 
     @invariant()
