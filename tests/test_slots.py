@@ -2413,8 +2413,12 @@ class PoolLife(Life):
         self.driver.act()
         self.observe()
 
+    @property
+    def is_probed(self):
+        return self.pool._probe_wanted or any(slot.probe for slot in self.pool.slots)
+
     @rule()
-    @precondition(lambda self: not self.is_shut and not any(slot.probe for slot in self.pool.slots))
+    @precondition(lambda self: not self.is_shut and not self.is_probed)  # no cluster does that before it has ended
     def resume(self):
         self.observe()
         self.is_running = True
