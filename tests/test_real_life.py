@@ -695,5 +695,5 @@ class RealLife(Life):
 
 TestRealLife = RealLife.TestCase
 TestRealLife.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, phases=(Phase.generate, Phase.shrink)
+    max_examples=100, stateful_step_count=40, deadline=None, derandomize=True, phases=(Phase.generate, Phase.shrink)
 )

@@ -2511,7 +2511,7 @@ class PoolLife(Life):
 
 TestLife = PoolLife.TestCase
 TestLife.settings = settings(
-    max_examples=120, stateful_step_count=40, deadline=None, derandomize=True, phases=(Phase.generate, Phase.shrink)
+    max_examples=150, stateful_step_count=50, deadline=None, derandomize=True, phases=(Phase.generate, Phase.shrink)
 )
 
 
