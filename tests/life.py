@@ -236,6 +236,8 @@ class Life(RuleBasedStateMachine):
     def came_back(self, connection) -> None:
         if connection in self.known:
             self.known[connection].used = self.now
+            if self.known[connection].cause is ERROR:
+                self.trouble_at = self.now
 
     def lend(self, connection) -> None:
         assert connection not in self.held, "lent twice"
@@ -461,8 +463,6 @@ class Life(RuleBasedStateMachine):
 
     def foresee(self, connection, verdict, *, discard) -> None:
         known = self.known[connection]
-        if verdict is ERROR:
-            self.trouble_at = self.now
         if verdict not in (None, KEPT):
             known.cause = verdict
         elif discard:
