@@ -67,7 +67,6 @@ class Driver(Protocol):
     closing: list[Any]  # connections that are being closed
     settled: list[tuple[Any, str, Any]]  # who waits, was served, refused or put back, and the connection; in this order
     told: list[tuple[float, Any]]  # leases reported as held for too long, when and of which connection
-    tells_when_shut: bool  # of those, too, that are held for too long after the end of the pool
 
     def borrow(self) -> Any:
         """Return a connection if one can be had at once, else None."""
@@ -514,8 +513,6 @@ class Life(RuleBasedStateMachine):
         self.observe()
         self.is_shut = True
         self.is_running = False
-        if not self.driver.tells_when_shut:
-            self.end_leases()
         self.driver.shut()
         self.observe()
         assert self.waiting == []

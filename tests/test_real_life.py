@@ -244,8 +244,6 @@ class Borrower:
 class Hall:
     """Drives a pool as ``tests.life`` wants it to be driven: clients, the server, and the time."""
 
-    tells_when_shut = False  # its alarms end with it
-
     def __init__(self, options: Options) -> None:
         self.clock = Clock()
         self.dice = Random(options.seed)

@@ -234,8 +234,6 @@ def assert_conserved(pool: Any, at_most: int | None = None) -> None:
 class Bench:
     """Drives the pure state of one pool as ``tests.life`` wants a pool to be driven."""
 
-    tells_when_shut = True
-
     def __init__(self, pool: Slots, *, hold_warning: float = inf) -> None:
         self.pool = pool
         pool.slots = Ordered()  # type: ignore[assignment]
