@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import pwd
+import random
 import shutil
 import signal
 import subprocess
@@ -33,8 +34,10 @@ from gevent import socket
 
 HOST = "127.0.0.1"
 HOST6 = "::1"
+_PORTS = (10_000, 32_768)  # Linux gives those above to who asks for any
 SERVERS = ("named", "unbound", "redis-server")
 _POSTGRESQL = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")))[-1:]  # Debian's is on no PATH
+_random = random.SystemRandom()  # the usual one may have been seeded by a test
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin", "/sbin", *_POSTGRESQL])
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -71,14 +74,17 @@ def require_ipv6() -> None:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1, and of ::1 where there is one, that is free for TCP and UDP right now."""
-    with socket.socket(type=socket.SOCK_STREAM) as tcp:
-        tcp.bind((HOST, 0))
-        port = int(tcp.getsockname()[1])
-        others = [(socket.AF_INET, socket.SOCK_DGRAM, HOST)]
-        if has_ipv6():
-            others += [(socket.AF_INET6, kind, HOST6) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)]
-        return port if all(_is_free(*other, port) for other in others) else free_port()
+    """Return a port of 127.0.0.1, and of ::1 where there is one, that is free for TCP and UDP right now.
+
+    It is none that the system gives to who asks for any: a server that is down for a while finds it free.
+    """
+    kinds = [(socket.AF_INET, kind, HOST) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)]
+    if has_ipv6():
+        kinds += [(socket.AF_INET6, kind, HOST6) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)]
+    while True:
+        port = _random.randrange(*_PORTS)
+        if all(_is_free(*kind, port) for kind in kinds):
+            return port
 
 
 def _is_free(family: int, kind: int, host: str, port: int) -> bool:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gc
 import re
-import socket
 import sys
 import textwrap
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,7 @@ from geventconnpool.cluster import DNSResolver, Resolution
 from geventconnpool.metrics import PrometheusCollector, create_time_recorder, instrument, label_names, prometheus_name
 from geventconnpool.testing import DNSServer
 from tests.conftest import LineServer
-from tests.servers import wait_until
+from tests.servers import free_port, wait_until
 from tests.test_layout import ROOT, run
 from tests.witness import Program
 
@@ -926,7 +924,7 @@ class Workers:
     """Two workers of gunicorn with the configuration of the page, in the multiprocess mode of prometheus_client."""
 
     def __init__(self, directory: Path) -> None:
-        ports = free_ports(4)
+        ports = [free_port() for _ in range(4)]
         *_, hook = re.findall(r"code-block:: python\n\n((?:(?: {4}.*)?\n)+)", PAGE)
         hook = (
             textwrap.dedent(hook)
@@ -975,13 +973,6 @@ class Workers:
             return fetch(f"http://127.0.0.1:{port}/metrics")
         except URLError:
             return ""
-
-
-def free_ports(number: int) -> list[int]:
-    """Return ports that nobody listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        return [one.getsockname()[1] for one in sockets]
 
 
 @pytest.fixture(scope="module")
