@@ -33,7 +33,7 @@ from geventconnpool import (
     events,
     retry,
 )
-from geventconnpool.cluster import OutlierDetection, Resolution
+from geventconnpool.cluster import OutlierDetection, Resolution, _pool
 from tests.servers import wait_until
 
 A, B, C = (Endpoint(f"{name}.test", 1, (f"10.0.0.{number}",)) for number, name in enumerate("abc", 1))
@@ -505,7 +505,9 @@ def test_who_waits_behind_one_that_gets_the_connect_under_way_has_another_endpoi
     assert [c.endpoint for c in values(first + second)] == [A, B]
 
 
-def test_those_who_wait_before_the_first_answer_are_spread_as_the_balancer_says(gate):
+def test_those_who_wait_before_the_first_answer_are_spread_as_the_balancer_says(gate, monkeypatch):
+    monkeypatch.setattr(_pool, "CHANGES_AT_ONCE", 10.0)  # all endpoints at once, on a busy machine, too
+
     class Slow(Names):
         def resolve(self, service):
             gate.wait()
