@@ -246,6 +246,24 @@ def test_the_collector_may_end_a_lease_while_endpoints_are_looked_at(others):
     assert not cluster.queue.busy
 
 
+class Changed(list[float]):
+    """Keys that change between the look for the least and the look for its place."""
+
+    def index(self, key, *args):
+        self[:] = [other + 1.0 for other in self]
+        return super().index(key, *args)
+
+
+def test_the_collector_may_end_a_lease_while_the_least_key_is_looked_for():
+    cluster = filled(*many(5))
+    calls(cluster, 5)
+    members = cluster.members
+    members._keys = Changed(members._keys)
+
+    assert members.take_idle(cluster.shell.now) is None
+    assert cluster.take() is not None
+
+
 # -- who is compared with whom -----------------------------------------------------------------------------------------
 
 
@@ -271,6 +289,16 @@ def test_weights_are_honoured_among_those_that_serve_only_who_avoids_a_whole_pri
     found = calls(cluster, 400, avoid=[A])
 
     assert found == {B: pytest.approx(300, abs=12), C: pytest.approx(100, abs=12)}
+
+
+def test_of_many_some_may_be_avoided():
+    endpoints = many(50)
+    cluster = filled(*endpoints)
+    calls(cluster, 100)
+    found = calls(cluster, 500, avoid=endpoints[:10])
+
+    assert not found.keys() & set(endpoints[:10])
+    assert len(found) == 40
 
 
 def test_an_endpoint_whose_priority_changes_has_its_share_among_those_that_have_the_new_one():

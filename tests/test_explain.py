@@ -201,6 +201,13 @@ def test_an_ejected_endpoint_tells_why_and_when_it_is_probed():
     )
 
 
+def test_failures_without_an_exception_have_none_to_tell_of():
+    cluster = filled(A, B, outlier=OutlierDetection(consecutive_failures=1))
+    cluster.end(cluster.borrow(B), ERROR, None)
+
+    assert why(cluster, B) == "for 0 ms: too many calls in a row failed; next probe in 1.2 s"
+
+
 def test_an_ejected_endpoint_tells_of_its_probes():
     cluster = filled(A, B)
     cluster.fail(B)

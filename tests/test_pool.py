@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import socket as plain_socket
+import struct
 import time
 from collections import deque
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from gevent.event import Event
 from gevent.lock import RLock
 
 from geventconnpool import ClusterPool, ConnectionPool, Endpoint, PoolClosed, PoolError, PoolTimeout, events
+from geventconnpool._queue import Queue
+from geventconnpool._slots import Slots
 from geventconnpool.cluster import Resolution
 from geventconnpool.pool import DEFAULT_EXC_CLASSES, _without_cycle
 from tests.servers import wait_until
@@ -494,6 +497,68 @@ def test_what_comes_back_in_the_moment_before_the_wait_is_taken_without_a_switch
 
     assert (switches, got) == (0, [held])
     assert (stats.in_use, stats.waiting) == (1, 0)
+
+
+def strike(monkeypatch, kind, method, blow):
+    """Have the collector strike once, as a method is called."""
+    original = getattr(kind, method)
+
+    def struck(*args):
+        monkeypatch.setattr(kind, method, original)
+        blow()
+        return original(*args)
+
+    monkeypatch.setattr(kind, method, struck)
+
+
+def test_what_the_collector_gives_back_as_one_queues_behind_others_is_taken(monkeypatch):
+    pool = ready(Pool(2))
+    lost = [pool.acquire(), pool.acquire()]
+    log: list[int] = []
+    greenlets = line_up(pool, 1, log)
+    strike(monkeypatch, Slots, "line_up", lambda: [pool.release(c) for c in lost])
+    got = []
+    switches = count_switches(lambda: got.append(pool.acquire()))
+    gevent.joinall(greenlets)
+    pool.release(*got)
+
+    assert switches == 0
+    assert log == [0]
+
+
+def test_who_is_served_by_the_collector_as_he_leaves_the_queue_takes_no_other(monkeypatch):
+    pool = ready(Pool(3))
+    lost = [pool.acquire() for _ in range(3)]
+    log: list[int] = []
+    greenlets = line_up(pool, 1, log)
+
+    def give_back():
+        pool.release(lost[0])
+        pool.release(lost[1])
+        strike(monkeypatch, Queue, "withdraw", lambda: pool.release(lost[2]))
+
+    strike(monkeypatch, Slots, "line_up", give_back)
+    got = pool.acquire()
+    gevent.joinall(greenlets)
+    stats = pool.stats()
+    pool.release(got)
+
+    assert got is lost[2]
+    assert (stats.in_use, stats.idle, stats.waiting) == (1, 2, 0)
+
+
+def test_when_the_collector_has_served_the_last_who_waits_a_connection_that_comes_back_is_idle(monkeypatch):
+    pool = ready(Pool(2))
+    lost = pool.acquire()
+    log: list[int] = []
+    with pool.get():
+        greenlets = line_up(pool, 1, log)
+        strike(monkeypatch, Slots, "handed_over", lambda: pool.release(lost))
+    idle = pool.stats().idle
+    gevent.joinall(greenlets)
+
+    assert idle == 1
+    assert log == [0]
 
 
 def test_who_returns_and_asks_again_queues_behind_those_who_wait():
@@ -1188,6 +1253,22 @@ def test_who_does_not_leave_holds_nothing_up(tcp_server):
     wait_until(lambda: c.story)
     assert c.story == ["closed"]
     pool.release(c)
+
+
+def test_a_connection_that_its_peer_has_reset_is_closed_under_its_user():
+    listener = plain_socket.create_server(("127.0.0.1", 0))
+    pool = ready(Pool(1, script=[lambda: Library(listener.getsockname())]))
+    c = gevent.spawn(pool.acquire).get()
+    peer = listener.accept()[0]
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+
+    with pytest.raises(ConnectionResetError):
+        c.ask()
+    assert pool.close(0) is False
+    wait_until(lambda: c.story == ["left", "closed"])
+    pool.release(c)
+    listener.close()
 
 
 def test_a_client_object_whose_user_holds_the_lock_of_its_descriptor_is_closed_under_him_all_the_same(monkeypatch):

@@ -133,8 +133,8 @@ def _not_eligible(member: Member, ranking: Sequence[Member], now: float) -> even
 
 def _ejected(member: Member, now: float) -> Iterator[str]:
     ejection = member.ejection
-    if ejection is not None:
-        yield REASONS[ejection.reason].format(kind=ejection.kind)
+    assert ejection is not None
+    yield REASONS[ejection.reason].format(kind=ejection.kind)
     if member.last_error is not None:
         yield f"last failure {show(member.last_error)}"
     if member.failed_probes:
