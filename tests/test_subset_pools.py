@@ -337,9 +337,9 @@ def test_a_service_that_loses_all_its_endpoints_is_empty(many):
     with Fleet(names, subset=4) as pool:
         ready(pool)
         names.endpoints = ()
-        wait_until(lambda: not pool.pools)
+        wait_until(lambda: pool.stats().discovery.state == "unavailable")
 
-        assert pool.stats().discovery.state == "unavailable"
+        assert not pool.pools
         assert pool._lender.members.is_empty
 
 
