@@ -194,7 +194,7 @@ class Queue:
 
     def __init__(self, fail_after: float = inf, *, keeps_some: bool = True) -> None:
         self.waiting: OrderedDict[Waiter, None] = OrderedDict()  # leaving is O(1), wherever one stands
-        self._places = count()
+        self.places = count()
         self.todo: deque[tuple[str, Any]] = deque()
         self.news: deque[events.Event] = deque()
         self.open: dict[int, Slot] = {}  # by id(connection), which may be unhashable, until it is closed
@@ -249,7 +249,7 @@ class Queue:
     def line_up(self, waiter: Waiter) -> None:
         """Put a waiter behind others."""
         self.waiting[waiter] = None
-        waiter.place = next(self._places)
+        waiter.place = next(self.places)
 
     def _let_in(self, waiter: Waiter) -> None:
         """Put one that waits again before all that came after it; the queue is in the order in which they came."""

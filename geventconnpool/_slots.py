@@ -267,15 +267,17 @@ class Slots:
             self.tell_returned(slot.since, now)
         return True
 
-    def has_a_line(self) -> bool:
-        """Say whether who comes now has only to queue behind others: in a pool by itself that is always full."""
+    def lined_up(self, now: float) -> Waiter | None:
+        """Queue one more behind others, in a pool by itself that is always full; None if there is more to be done."""
         queue = self.queue
-        return bool(queue.waiting and self.min_size == self.size and not (queue.busy or queue.is_down or self.idle))
-
-    def line_up(self, waiter: Waiter) -> None:
-        """Queue the caller behind others."""
-        self.queue.line_up(waiter)
+        waiting = queue.waiting
+        if not waiting or self.min_size != self.size or queue.busy or queue.is_down or self.idle:
+            return None
+        waiter = Waiter(now, self)
+        waiting[waiter] = None
+        waiter.place = next(queue.places)
         self.waiting += 1
+        return waiter
 
     def handed_over(self, slot: Slot, now: float) -> Waiter:
         """Take back a connection after a good call, and give it to the oldest waiter, in a pool by itself."""

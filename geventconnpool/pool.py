@@ -16,10 +16,11 @@ from gevent import getcurrent
 
 from geventconnpool import _check
 from geventconnpool._engine import Engine
+from geventconnpool._fork import stamp
 from geventconnpool._lease import UNSET, Lease, LoneLease, Unset
 from geventconnpool._lender import Lender, PoolLender
 from geventconnpool._liveness import descriptor_of
-from geventconnpool._queue import IN_USE, Gate, Holds, Queue, Slot, Waiter
+from geventconnpool._queue import IN_USE, Gate, Holds, Queue, Slot
 from geventconnpool._retry import retry
 from geventconnpool._slots import Slots
 
@@ -334,12 +335,13 @@ class _LoneLender(PoolLender):
         timeout = self.options.timeout if isinstance(given, Unset) else given
         slots, engine = self.slots, self.engine
         me = getcurrent()
-        if timeout is not None or not self._may_be_long or not slots.has_a_line() or me is engine.hub:
+        if timeout is not None or not self._may_be_long or me is engine.hub:
             return super().borrow_later(timeout)
-        # Others wait already: to queue behind them, for as long as it takes, is all that is to be done.
         now = monotonic()
-        waiter = Waiter(now, slots)
-        slots.line_up(waiter)
+        waiter = slots.lined_up(now)
+        if waiter is None:
+            return super().borrow_later(timeout)
+        # Others wait already: to wait behind them, for as long as it takes, is all that is to be done.
         if slots.idle:  # unless the collector has just ended the leases that all of them were waiting for
             engine.queue.withdraw(waiter)
             if not waiter.is_settled:
@@ -368,18 +370,20 @@ class _LoneLender(PoolLender):
             or slot.seen < slots.trouble_at
         ):
             return self.claim(waiter, None)
-        return waiter.claim()
+        waiter.slot = None
+        return slot
 
     def hand_over(self, slot: Slot, now: float) -> None:
-        if slot.pool is not self.slots or self.engine.is_inherited:  # in the child of a fork
+        slots, engine = self.slots, self.engine
+        if slot.pool is not slots or stamp[0] != engine.stamp:  # in the child of a fork
             self.give_back(slot, None)
             return
         try:
-            waiter = self.slots.handed_over(slot, now)
+            waiter = slots.handed_over(slot, now)
         except KeyError:  # nobody: the collector has ended another lease in between
             self.give_back(slot, None)
         else:
-            self.engine.wake_soon(waiter)
+            engine.wake_soon(waiter)
 
     def __del__(self) -> None:
         self.forgotten()

@@ -784,6 +784,34 @@ def has_just_been_served() -> Any:
     return [told, served, works(pool)]
 
 
+def forks_as_it_is_served() -> Any:
+    """Fork as the first of two runs who are handed a connection at once: in the child the other one does not."""
+    served: list[Any] = []
+    told: list[Any] = []
+    pool = ready(make(2))
+    kept = [pool.acquire(), pool.acquire()]
+
+    def fork_first() -> None:
+        with pool.get():
+            told.append(in_child(job))
+
+    def wait_for_one() -> None:
+        with pool.get() as c:
+            served.append([os.getpid() == parent, c.owner == parent])
+
+    def job() -> Any:
+        run_hub()
+        return served
+
+    parent = os.getpid()
+    waiting = [gevent.spawn(fork_first), gevent.spawn(wait_for_one)]
+    until(lambda: pool.stats().waiting == 2)
+    for c in kept:
+        pool.release(c)
+    gevent.joinall(waiting, 5)
+    return [told, served, works(pool)]
+
+
 def is_about_to_be_told() -> Any:
     """Fork after the greenlet that delivers events has ended, and before it is noticed that there is one more."""
     heard: list[int] = []

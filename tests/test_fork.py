@@ -30,7 +30,7 @@ REST = [
     *("drops_after_use", "exits_after_use", "exits_a_pool_block", "exits_by_an_error_in_a_block", "ends_a_block"),
     *("ends_a_block_after_use", "is_closed", "closes_unused", "has_a_grandchild", "has_a_waiter_with_a_timeout"),
     *("is_about_to_be_told", "is_about_to_let_go", "looks_up", "is_busy", "exits_while_busy", "drops_while_busy"),
-    *("polls_in_a_keepalive",),
+    *("polls_in_a_keepalive", "forks_as_it_is_served"),
 ]
 KNOWN_TO_PYTHON = [
     *("drops_a_cycle", "drops_in_a_thread", "forks_in_a_hook", "goes_on_in_a_hook", "forks_in_a_handler"),
@@ -309,6 +309,15 @@ def test_who_is_handed_a_connection_in_the_parent_does_not_get_it_in_a_child(tol
     assert child == []
     assert parent == [[True, True]]
     assert works == ["PING"]
+
+
+@scene("forks_as_it_is_served")
+def test_of_two_who_are_served_at_once_the_second_does_not_run_in_the_child_of_the_first(told):
+    child, parent, works = told
+
+    assert child == [[]]
+    assert parent == [[True, True]]
+    assert len(works) == 2
 
 
 @scene("is_about_to_be_told")

@@ -27,7 +27,7 @@ from gevent.event import Event
 from gevent.lock import RLock
 
 from geventconnpool import ClusterPool, ConnectionPool, Endpoint, PoolClosed, PoolError, PoolTimeout, events
-from geventconnpool._queue import Queue
+from geventconnpool._queue import Queue, Waiter
 from geventconnpool._slots import Slots
 from geventconnpool.cluster import Resolution
 from geventconnpool.pool import DEFAULT_EXC_CLASSES, _without_cycle
@@ -463,6 +463,48 @@ def test_those_who_wait_are_served_first_come_first_served():
     assert log == list(range(20))
 
 
+def test_who_is_woken_and_raises_does_not_keep_the_next_one_waiting(hub_errors):
+    pool = ready(Pool(2))
+    lost = [pool.acquire(), pool.acquire()]
+    served = []
+
+    def serve(number):
+        with pool.get():
+            served.append(number)
+            raise LookupError
+
+    for number in range(2):
+        gevent.spawn_raw(serve, number)  # its errors are those of the hub's callback that woke it
+        wait_until(lambda number=number: pool.stats().waiting == number + 1)
+    for connection in lost:
+        pool.release(connection)
+    wait_until(lambda: len(served) == 2, 5)
+
+    assert served == [0, 1]
+    assert hub_errors == [LookupError, LookupError]
+
+
+def test_those_who_hand_connections_to_each_other_for_ever_keep_no_timer_waiting():
+    pool = ready(Pool(1))
+    calls = 0
+    is_over = False
+
+    def use():
+        nonlocal calls
+        while not is_over and calls < 1_000_000:
+            with pool.get():
+                calls += 1
+
+    with pool.get():
+        greenlets = [gevent.spawn(use) for _ in range(3)]
+        wait_until(lambda: pool.stats().waiting == 3)
+    gevent.sleep(0.01)
+    is_over = True
+    gevent.joinall(greenlets)
+
+    assert 10 < calls < 1_000_000
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -516,7 +558,7 @@ def test_what_the_collector_gives_back_as_one_queues_behind_others_is_taken(monk
     lost = [pool.acquire(), pool.acquire()]
     log: list[int] = []
     greenlets = line_up(pool, 1, log)
-    strike(monkeypatch, Slots, "line_up", lambda: [pool.release(c) for c in lost])
+    strike(monkeypatch, Waiter, "__init__", lambda: [pool.release(c) for c in lost])
     got = []
     switches = count_switches(lambda: got.append(pool.acquire()))
     gevent.joinall(greenlets)
@@ -537,7 +579,7 @@ def test_who_is_served_by_the_collector_as_he_leaves_the_queue_takes_no_other(mo
         pool.release(lost[1])
         strike(monkeypatch, Queue, "withdraw", lambda: pool.release(lost[2]))
 
-    strike(monkeypatch, Slots, "line_up", give_back)
+    strike(monkeypatch, Waiter, "__init__", give_back)
     got = pool.acquire()
     gevent.joinall(greenlets)
     stats = pool.stats()
