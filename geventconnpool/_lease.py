@@ -131,10 +131,13 @@ class ClusterLease(_QuickLease[C]):
         if calls or self.slot is not None or get_ident() != lender.place[0]:
             return Lease.__enter__(self)
         now = monotonic()
-        slot = lender.members.take_idle(now)
+        members = lender.members
+        slot = members.take_idle(now)
         if slot is None or now - slot.seen >= TRUSTED_FOR or slot.seen < slot.pool.trouble_at:
             self.slot = USED
             slot = lender.look_closer(slot, now) or lender.find(self.timeout)
+        if members.has_looked:
+            lender.begin_now(slot)
         slot.pool.gets += 1
         slot.owner = getcurrent()
         self.slot = slot

@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,6 +29,7 @@ from gevent.queue import Queue
 from geventconnpool import ClusterPool, Endpoint, PoolClosed, PoolTimeout, PoolUnavailable, events, retry
 from geventconnpool._log import LogWriter
 from geventconnpool.cluster import DNSResolver, LeastLoaded, OutlierDetection, Resolution, RoundRobin, StaticResolver
+from geventconnpool.cluster._members import Member
 from geventconnpool.testing import DNSServer
 from tests.servers import wait_until
 
@@ -1663,6 +1665,29 @@ def test_leaving_a_with_block_closes_the_cluster():
 
     assert (pool.closed, cut.closed) == (True, True)
     wait_until(lambda: c.ended == "aborted")
+
+
+@pytest.mark.parametrize("number", [3, 40])
+@pytest.mark.parametrize("borrow", ["get", "acquire"])
+def test_the_time_it_takes_to_choose_is_none_of_the_call(monkeypatch, number, borrow):
+    pool = make(*(Endpoint(f"e{i}.test", 1) for i in range(number)))
+    look, looks = Member.look, []
+
+    def look_long(member, now):
+        looks.append(member)
+        time.sleep(0.2)
+        look(member, now)
+
+    pool._lender.members.survey_soon()
+    monkeypatch.setattr(Member, "look", look_long)
+    if borrow == "get":
+        pool.call()
+    else:
+        pool.release(pool.acquire())
+    monkeypatch.undo()
+
+    assert looks
+    assert max(endpoint.latency or 0.0 for endpoint in pool.stats().endpoints) < 0.2
 
 
 # -- shares and priorities ---------------------------------------------------------------------------------------------

@@ -379,6 +379,7 @@ class Members:
         self.peers = Peers()  # of those who are eligible
         self._sample = balancer.sample if isinstance(balancer, PeakEWMA) else sys.maxsize
         self._next_drawn = 0  # who of many is looked at next
+        self.has_looked = False  # which takes a while, and is none of the call's: who asks has to tell the time again
         self._firsts: Iterator[int] = iter(())  # places of the first of the next few of many
         self._surveyed: Sequence[Member] = ()  # who was eligible at the last survey
         self._cumulated: list[float] = []  # their weights
@@ -630,6 +631,7 @@ class Members:
         eligible = self._eligible
         if not eligible:
             return
+        self.has_looked = True
         if now >= self._survey_at or self.peers.rounds > self.peers.start + LONGEST_STRETCH:
             self._survey(eligible, now)
         look_at = self._survey_at
@@ -643,6 +645,7 @@ class Members:
 
     @transition
     def _look_at(self, members: Iterable[Member], now: float) -> None:
+        self.has_looked = True
         for member in members:
             member.look(now)
 

@@ -342,7 +342,14 @@ class ClusterLender(Lender):
         slot = self.members.take(places_to_avoid(self.engine), now)
         if self.engine.queue.news or self.engine.queue.todo:
             self.engine.act()  # the balancer failed, or would rather have one that is to be opened
+        if slot is not None and self.members.has_looked:
+            self.begin_now(slot)
         return slot
+
+    def begin_now(self, slot: Slot) -> None:
+        """Have a call begin when its connection has been chosen: what that took is nothing to the endpoint."""
+        self.members.has_looked = False
+        slot.since = monotonic()
 
     def new_waiter(self, now: float) -> Waiter:
         return Waiter(now, avoid=places_to_avoid(self.engine))
