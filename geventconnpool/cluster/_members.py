@@ -483,8 +483,19 @@ class Members:
         if number == 3:  # the usual number; min() takes four times as long
             a, b, c = keys
             load = self._loads[(0 if a <= c else 2) if a <= b else 1 if b <= c else 2]
-        elif number > self._sample:
-            load = self._least_of_a_few(now)
+        elif number > self._sample:  # as ``_least_of_a_few`` has it
+            loads = self._loads
+            first = place = next(self._firsts)
+            a, b, c, d = keys[first : first + DRAWS]
+            if b < a:
+                a, place = b, first + 1
+            if c < a:
+                a, place = c, first + 2
+            if d < a:
+                place = first + 3
+            load = loads[place]
+            if now >= load.look_at or now >= loads[~first].look_at:
+                load = self._looked_at(first, now)
         else:
             try:
                 load = self._loads[keys.index(min(keys))]
@@ -577,16 +588,17 @@ class Members:
 
         They are other neighbours the next time round.
         """
-        keys, loads = self._keys, self._loads
+        loads = self._loads
         first = next(self._firsts)
-        a, b, c, d = keys[first : first + DRAWS]
-        place, other = first if a <= b else first + 1, first + 2 if c <= d else first + 3
-        if keys[other] < keys[place]:
-            place = other
-        if now < loads[place].look_at and now < loads[~first].look_at:
-            return loads[place]
-        some = loads[first : first + DRAWS]
-        self._look_at([load.member for load in (loads[~first], *some)], now)
+        load = min(loads[first : first + DRAWS], key=KEY)
+        if now < load.look_at and now < loads[~first].look_at:
+            return load
+        return self._looked_at(first, now)
+
+    def _looked_at(self, first: int, now: float) -> Load:
+        """Look at these few, and at whose turn it is, and return the one with the least key then."""
+        some = self._loads[first : first + DRAWS]
+        self._look_at([load.member for load in (self._loads[~first], *some)], now)
         return min(some, key=KEY)
 
     def _choose_or_grow(self, some: Sequence[Member], candidates: Sequence[Member], now: float) -> Member:
