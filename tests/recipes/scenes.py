@@ -74,7 +74,7 @@ def count_keepalives(pool: Any) -> list[object]:
 def healthy(recipe: Recipe) -> None:
     """Callers share connections and get what they asked for; keepalives find nothing amiss; close closes all."""
     with running(recipe, 1) as (server,):
-        pool = recipe.make_pool(server, SIZE, keepalive=0.3)
+        pool = recipe.make_pool(server, SIZE, keepalive=0.3, keepalive_timeout=PATIENCE)
         kept = count_keepalives(pool)
         ask_at_once(pool, recipe, callers=5, calls=20)
         wait_until(lambda: len(kept) >= SIZE, what="a keepalive of each connection")
