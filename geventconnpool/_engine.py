@@ -315,7 +315,7 @@ class Engine:
             sleeper.is_late = True
             if isinstance(sleeper, Waiter):
                 self.queue.withdraw(sleeper)
-            self._wake(sleeper)
+            sleeper.greenlet.switch()
 
     def wake_soon(self, sleeper: Waiter | Watch) -> None:
         self._to_wake.append(sleeper)
@@ -337,10 +337,6 @@ class Engine:
             self._will_wake = bool(sleepers) and not self.is_inherited
             if self._will_wake:
                 self.hub.loop.run_callback(self._wake_all)
-
-    def _wake(self, sleeper: Waiter | Watch) -> None:
-        if sleeper.greenlet is not None and not self.is_inherited:  # the turn of the loop may be a child's
-            sleeper.greenlet.switch()
 
     def wait_until(self, is_done: Callable[[], bool], timeout: float | None) -> bool:
         """Wait for a condition that only transitions change, at most ``timeout`` seconds; say whether it holds."""

@@ -291,6 +291,15 @@ def test_weights_are_honoured_among_those_that_serve_only_who_avoids_a_whole_pri
     assert found == {B: pytest.approx(300, abs=12), C: pytest.approx(100, abs=12)}
 
 
+def test_of_many_that_are_due_to_be_looked_at_those_with_an_idle_connection_serve():
+    cluster = filled(*many(40), size=1)
+    held = [cluster.take() for _ in range(30)]
+    cluster.run_to(20.0)
+    served = {call(cluster).name for _ in range(200)}
+
+    assert served == {f"e{i}" for i in range(40)} - {slot.endpoint.name for slot in held}
+
+
 def test_of_many_some_may_be_avoided():
     endpoints = many(50)
     cluster = filled(*endpoints)

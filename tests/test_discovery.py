@@ -99,11 +99,11 @@ def learn(pool, *said):
     """Have one look-up end after the other, each with what is said."""
     resolver = pool._lender.discovery._resolver
     for one in said:
-        wait_until(partial(is_looking_up, pool), 5, "the look-up")
+        wait_until(partial(is_looking_up, pool), 30, "the look-up")
         asked = resolver.asked
         resolver.tell(one)
-        wait_until(partial(has_ended, resolver, asked), 5, f"the end that is {one}")
-        wait_until(partial(has_changed, pool), 5, "the end of its changes")
+        wait_until(partial(has_ended, resolver, asked), 30, f"the end that is {one}")
+        wait_until(partial(has_changed, pool), 30, "the end of its changes")
 
 
 def has_ended(resolver, asked):
