@@ -187,8 +187,6 @@ class Engine:
             self._feeds.append(Feed(on_event, "on_event", name))
         self._watches: list[Watch] = []
         self._will_watch = False
-        self._to_wake: deque[Waiter | Watch] = deque()
-        self._will_wake = False
         self._is_acting = False
         self._heap: list[tuple[float, int, Timed]] = []
         self._order = count()
@@ -318,25 +316,11 @@ class Engine:
             sleeper.greenlet.switch()
 
     def wake_soon(self, sleeper: Waiter | Watch) -> None:
-        self._to_wake.append(sleeper)
-        if not self._will_wake:
-            self._will_wake = True
-            self.hub.loop.run_callback(self._wake_all)
+        self.hub.loop.run_callback(self._wake, sleeper)
 
-    def _wake_all(self) -> None:
-        """Wake who is to be woken, in order; who becomes so meanwhile has the next turn, as timers and sockets do."""
-        sleepers = self._to_wake
-        try:
-            for _ in range(len(sleepers)):
-                if stamp[0] != self.stamp:  # after any of them the turn of the loop may be a child's
-                    return
-                greenlet = sleepers.popleft().greenlet
-                if greenlet is not None:
-                    greenlet.switch()
-        finally:
-            self._will_wake = bool(sleepers) and not self.is_inherited
-            if self._will_wake:
-                self.hub.loop.run_callback(self._wake_all)
+    def _wake(self, sleeper: Waiter | Watch) -> None:
+        if sleeper.greenlet is not None and not self.is_inherited:  # the turn of the loop may be a child's
+            sleeper.greenlet.switch()
 
     def wait_until(self, is_done: Callable[[], bool], timeout: float | None) -> bool:
         """Wait for a condition that only transitions change, at most ``timeout`` seconds; say whether it holds."""
