@@ -136,8 +136,8 @@ class ClusterLease(_QuickLease[C]):
         if slot is None or now - slot.seen >= TRUSTED_FOR or slot.seen < slot.pool.trouble_at:
             self.slot = USED
             slot = lender.look_closer(slot, now) or lender.find(self.timeout)
-        if members.has_looked:
-            lender.begin_now(slot)
+        elif members.has_looked:
+            lender.begun(slot)
         slot.pool.gets += 1
         slot.owner = getcurrent()
         self.slot = slot

@@ -495,7 +495,7 @@ class Members:
                 place = first + 3
             load = loads[place]
             if now >= load.look_at or now >= loads[~first].look_at:
-                load = self._looked_at(first, now)
+                load = self._looked_at(loads, first, now)
         else:
             try:
                 load = self._loads[keys.index(min(keys))]
@@ -593,12 +593,15 @@ class Members:
         load = min(loads[first : first + DRAWS], key=KEY)
         if now < load.look_at and now < loads[~first].look_at:
             return load
-        return self._looked_at(first, now)
+        return self._looked_at(loads, first, now)
 
-    def _looked_at(self, first: int, now: float) -> Load:
-        """Look at these few, and at whose turn it is, and return the one with the least key then."""
-        some = self._loads[first : first + DRAWS]
-        self._look_at([load.member for load in (self._loads[~first], *some)], now)
+    def _looked_at(self, loads: list[Load], first: int, now: float) -> Load:
+        """Look at these few, and at whose turn it is, and return the one with the least key then.
+
+        ``loads`` is the list that the place is from: the collector may end leases in here, and so eject endpoints.
+        """
+        some = loads[first : first + DRAWS]
+        self._look_at([load.member for load in (loads[~first], *some)], now)
         return min(some, key=KEY)
 
     def _choose_or_grow(self, some: Sequence[Member], candidates: Sequence[Member], now: float) -> Member:

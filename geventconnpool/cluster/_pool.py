@@ -342,14 +342,18 @@ class ClusterLender(Lender):
         slot = self.members.take(places_to_avoid(self.engine), now)
         if self.engine.queue.news or self.engine.queue.todo:
             self.engine.act()  # the balancer failed, or would rather have one that is to be opened
-        if slot is not None and self.members.has_looked:
-            self.begin_now(slot)
-        return slot
+        return self.begun(slot)
 
-    def begin_now(self, slot: Slot) -> None:
+    def look_closer(self, slot: Slot | None, now: float) -> Slot | None:
+        return self.begun(super().look_closer(slot, now))
+
+    def begun(self, slot: Slot | None) -> Slot | None:
         """Have a call begin when its connection has been chosen: what that took is nothing to the endpoint."""
-        self.members.has_looked = False
-        slot.since = monotonic()
+        if self.members.has_looked:
+            self.members.has_looked = False
+            if slot is not None:
+                slot.since = monotonic()
+        return slot
 
     def new_waiter(self, now: float) -> Waiter:
         return Waiter(now, avoid=places_to_avoid(self.engine))
