@@ -186,7 +186,7 @@ class Engine:
         if on_event is not None:
             self._feeds.append(Feed(on_event, "on_event", name))
         self._watches: list[Watch] = []
-        self._will_watch = False
+        self._watching: Any = None  # the callback that sees to them
         self._is_acting = False
         self._heap: list[tuple[float, int, Timed]] = []
         self._order = count()
@@ -252,13 +252,11 @@ class Engine:
                 self._tell()
         finally:
             self._is_acting = False
-        if self._watches and not self._will_watch:
-            self._will_watch = True
-            self.hub.loop.run_callback(self._see_watches)
+        if self._watches and (self._watching is None or not self._watching.pending):
+            self._watching = self.hub.loop.run_callback(self._see_watches)
 
     def _see_watches(self) -> None:
         """See who has what he waits for: once in a turn of the loop, as that may be a question of all endpoints."""
-        self._will_watch = False
         if self.is_over:
             return
         for watch in self._watches:

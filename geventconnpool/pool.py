@@ -20,7 +20,7 @@ from geventconnpool._fork import stamp
 from geventconnpool._lease import UNSET, Lease, LoneLease, Unset
 from geventconnpool._lender import Lender, PoolLender
 from geventconnpool._liveness import descriptor_of
-from geventconnpool._queue import IN_USE, Gate, Holds, Queue, Slot
+from geventconnpool._queue import IN_USE, RUNNING, Gate, Holds, Queue, Slot
 from geventconnpool._retry import retry
 from geventconnpool._slots import Slots
 
@@ -342,7 +342,7 @@ class _LoneLender(PoolLender):
         if waiter is None:
             return super().borrow_later(timeout)
         # Others wait already: to wait behind them, for as long as it takes, is all that is to be done.
-        if slots.idle:  # unless the collector has just ended the leases that all of them were waiting for
+        if slots.idle or slots.mode is not RUNNING:  # unless the collector has just ended their leases, or the pool
             engine.queue.withdraw(waiter)
             if not waiter.is_settled:
                 return super().borrow_later(timeout)

@@ -27,6 +27,7 @@ from gevent.event import Event
 from gevent.lock import RLock
 
 from geventconnpool import ClusterPool, ConnectionPool, Endpoint, PoolClosed, PoolError, PoolTimeout, events
+from geventconnpool._engine import Engine
 from geventconnpool._queue import Queue, Waiter
 from geventconnpool._slots import Slots
 from geventconnpool.cluster import Resolution
@@ -587,6 +588,37 @@ def test_who_is_served_by_the_collector_as_he_leaves_the_queue_takes_no_other(mo
 
     assert got is lost[2]
     assert (stats.in_use, stats.idle, stats.waiting) == (1, 2, 0)
+
+
+def test_who_queues_behind_others_as_the_collector_closes_the_pool_is_refused(monkeypatch):
+    pool = ready(Pool(1))
+    held = pool.acquire()
+    greenlets = line_up(pool, 1, [])
+    strike(monkeypatch, Waiter, "__init__", lambda: pool.close(0))
+
+    with pytest.raises(PoolClosed):
+        pool.acquire()
+    with pytest.raises(PoolClosed):
+        greenlets[0].get(timeout=5)
+    pool.release(held)
+
+
+def test_a_signal_that_breaks_into_a_look_at_those_who_wait_leaves_it_to_the_next(monkeypatch, hub_errors):
+    pool = ready(Pool(2))
+    held = [pool.acquire(), pool.acquire()]
+    closing = gevent.spawn(pool.close)
+    wait_until(lambda: pool._lender.engine._watches)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    strike(monkeypatch, Engine, "_see_watches", interrupt)
+    pool.release(held[0])
+    wait_until(lambda: hub_errors)
+    pool.release(held[1])
+
+    assert closing.get(timeout=5) is True
+    assert hub_errors == [KeyboardInterrupt]
 
 
 def test_when_the_collector_has_served_the_last_who_waits_a_connection_that_comes_back_is_idle(monkeypatch):
