@@ -211,6 +211,7 @@ def refused(recipe: Recipe) -> None:
             _expect_refusal(pool, recipe)
             server.start()
             ask_at_once(pool, recipe, callers=SIZE)
+            pool.wait(SIZE, timeout=PATIENCE)  # what connects as the server goes may still be let in by the system
             server.kill()
             wait_until(lambda: not _is_open(pool, recipe), what="the failure of each connection")
             _expect_refusal(pool, recipe)
