@@ -279,7 +279,8 @@ PROVOKE: dict[str, Callable[[Any], None]] = {
 
 
 def has_called(pool: Any, hook: str, times: int) -> bool:
-    return bool(pool.called[hook] >= times)
+    """Say whether it has, or never will: what is closed keeps nothing alive."""
+    return bool(pool.called[hook] >= times or (hook == KEEP and pool.closed))
 
 
 def play(pool: Any, hook: str) -> list[BaseException]:
@@ -293,7 +294,7 @@ def play(pool: Any, hook: str) -> list[BaseException]:
             raise
         except BaseException as error:
             raised.append(error)
-        wait_until(partial(has_called, pool, hook, calls), 5, f"a call of {hook}")
+        wait_until(partial(has_called, pool, hook, calls), what=f"a call of {hook}")
     return raised
 
 
