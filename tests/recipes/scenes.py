@@ -275,12 +275,14 @@ class Callers:
 
 
 def failover(recipe: Recipe) -> None:
-    """One of two servers is killed, and comes back: every call gets its reply."""
+    """One of two servers is killed with a call in hand, and comes back: every call gets its reply."""
     with running(recipe, 2) as servers:
         with recipe.make_cluster(servers, 2) as cluster:
             cluster.wait(timeout=PATIENCE)
             callers = Callers(cluster, recipe)
             callers.until(lambda: min(_gets(cluster)) >= 10)
+            servers[0].pause()
+            _wait_for_request(servers[0])
             servers[0].kill()
             callers.more(100)
             assert callers.failures > 0
