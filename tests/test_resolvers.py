@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import dns.flags
@@ -528,6 +529,26 @@ def test_a_question_that_nobody_answers_in_time_is_a_failure_that_names_all_serv
     resolver = DNSResolver([server.address], timeout=0.2, lifetime=0.3)
 
     assert failure(resolver) == f"{SERVICE} SRV: no answer within 0.3 s from 127.0.0.1:{server.address[1]}"
+
+
+class Late(Client):
+    """Has each of its answers when it is told to end."""
+
+    given = 0
+
+    def _answer(self, resolver, question, over_tcp):
+        with suppress(gevent.GreenletExit):
+            gevent.sleep(60)
+        self.given += 1
+        return ResolutionError(f"{question}: late")
+
+
+def test_an_answer_that_comes_as_its_time_is_over_changes_no_result_that_somebody_reads():
+    client = Late([("127.0.0.1", 53)], timeout=0.01, lifetime=0.01)
+    answers = client.ask_all([Question("a.test", "A"), Question("b.test", "A")])
+    wait_until(lambda: client.given == 2)
+
+    assert answers == {}
 
 
 @pytest.mark.parametrize("wrong", ["127.0.0.1", StaticResolver([("a", 1)])])

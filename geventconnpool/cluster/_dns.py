@@ -243,7 +243,7 @@ class Client:
         waiting = deque(questions)
         work = partial(self._work, self._resolver(), waiting, answers, over_tcp, Slice())
         self._join([Worker(work) for _ in range(min(_QUESTIONS_IN_FLIGHT, len(waiting)))])
-        return answers
+        return answers.copy()  # whoever is only now told to end may have an answer yet
 
     def _join(self, workers: Sequence[Worker]) -> None:
         for worker in workers:
