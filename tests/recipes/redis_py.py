@@ -78,7 +78,7 @@ def pipelines(recipe: Recipe) -> None:
                 pipeline.multi()
                 assert pipeline.set("a", 1).get("a").execute() == [True, b"1"]
 
-            assert clients_of(server) == 1
+            wait_until(lambda: clients_of(server) == 1, what="one client")
 
 
 def left_open(recipe: Recipe) -> None:

@@ -82,7 +82,7 @@ def healthy(recipe: Recipe) -> None:
         stats = pool.stats()
 
         assert (stats.gets, stats.opened, sum(stats.discarded.values())) == (125, SIZE, 0), stats
-        assert clients_of(server) == SIZE
+        wait_until(lambda: clients_of(server) == SIZE, what="as many clients as connections")
         assert pool.close(PATIENCE)
         wait_until(lambda: clients_of(server) == 0, what="the end of all connections")
 
