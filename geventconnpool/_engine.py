@@ -12,8 +12,9 @@ one process: in the child of a fork it does nothing at all, nor do the greenlets
 
 What may happen between two switches: a transition and the ``act`` behind it never switch, so nothing sees what lies
 between. A greenlet that waits in ``park`` may be interrupted by any exception, at the switch and nowhere else;
-whoever parks undoes what it asked for. Wakings go through the parked thing, so that one which comes late finds
-nobody.
+whoever parks undoes what it asked for. The loop itself switches to who is to be woken, and whoever leaves ``park``
+stops the callback that would. No code of ours runs in between: a signal strikes the woken greenlet, which passes on
+what it was handed, and not the way to it.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ class Watch:
         self.is_done = is_done
         self.is_late = False
         self.greenlet: Any = None
+        self.waking: Any = None
 
     @property
     def is_settled(self) -> bool:
@@ -301,8 +303,12 @@ class Engine:
                 timer.start(self._expire, sleeper, update=True)
             while not sleeper.is_settled:
                 self.hub.switch()
+                while self.is_inherited:  # the turn of the loop was a child's
+                    self.hub.switch()
         finally:
             sleeper.greenlet = None
+            if sleeper.waking is not None:
+                sleeper.waking.stop()
             if timer is not None:
                 timer.close()
 
@@ -314,11 +320,10 @@ class Engine:
             sleeper.greenlet.switch()
 
     def wake_soon(self, sleeper: Waiter | Watch) -> None:
-        self.hub.loop.run_callback(self._wake, sleeper)
-
-    def _wake(self, sleeper: Waiter | Watch) -> None:
-        if sleeper.greenlet is not None and not self.is_inherited:  # the turn of the loop may be a child's
-            sleeper.greenlet.switch()
+        """Switch to who is parked, in the next turn of the loop, unless he has left by then."""
+        greenlet = sleeper.greenlet
+        if greenlet is not None and (sleeper.waking is None or not sleeper.waking.pending):
+            sleeper.waking = self.hub.loop.run_callback(greenlet.switch)
 
     def wait_until(self, is_done: Callable[[], bool], timeout: float | None) -> bool:
         """Wait for a condition that only transitions change, at most ``timeout`` seconds; say whether it holds."""

@@ -144,7 +144,7 @@ class Slot:
 class Waiter:
     """One greenlet that waits for a connection; settled by a slot, an error, or ``is_late`` (its time is over)."""
 
-    __slots__ = ("avoid", "error", "greenlet", "is_late", "only", "place", "since", "slot")
+    __slots__ = ("avoid", "error", "greenlet", "is_late", "only", "place", "since", "slot", "waking")
 
     def __init__(self, now: float, only: Slots | None = None, avoid: Collection[Any] = ()) -> None:
         self.since = now
@@ -153,7 +153,8 @@ class Waiter:
         self.slot: Slot | None = None
         self.error: BaseException | None = None
         self.is_late = False
-        self.greenlet: Any = None
+        self.greenlet: Any = None  # while it is parked
+        self.waking: Any = None  # the callback that switches to that
         self.place = 0  # those who came before have a lower one
 
     @property

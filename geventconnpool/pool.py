@@ -354,11 +354,15 @@ class _LoneLender(PoolLender):
         try:
             while waiter.slot is None and waiter.error is None and not waiter.is_late:
                 switch()
+                while stamp[0] != engine.stamp:  # the turn of the loop was a child's
+                    switch()
         except BaseException:
             self.interrupted(waiter, engine)
             raise
         finally:
             waiter.greenlet = None
+            if waiter.waking is not None:
+                waiter.waking.stop()
             if engine is self.engine:
                 self.wait_seconds += monotonic() - now
         slot = waiter.slot

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import inspect
 import logging
 import os
 import re
+import signal
 import socket as plain_socket
 import struct
 import time
@@ -633,6 +635,72 @@ def test_when_the_collector_has_served_the_last_who_waits_a_connection_that_come
 
     assert idle == 1
     assert log == [0]
+
+
+class Mine(BaseException):
+    """Nobody else raises it."""
+
+
+def before_the_second_is_woken(deed, wait):
+    """Have three wait for the connection, and ``deed(greenlet)`` done in the turn in which the second of them gets it.
+
+    Return him, and what has happened: he notes what he is told by who switches to him after he was interrupted.
+    """
+    pool = ready(Pool(1))
+    log: list[Any] = []
+    greenlets: list[Any] = []
+
+    def first():
+        with pool.get(timeout=wait):
+            deed(greenlets[1])
+
+    def other():
+        try:
+            with pool.get(timeout=wait):
+                log.append("served")
+        except Mine:
+            log.append("interrupted")
+            log.append(gevent.get_hub().switch())
+
+    with pool.get():
+        for serve in (first, other, other):
+            greenlets.append(gevent.spawn(serve))
+            wait_until(lambda: pool.stats().waiting == len(greenlets))
+    greenlets[2].get(timeout=5)
+    gevent.idle()
+
+    assert pool.stats().idle == 1
+    return greenlets[1], log
+
+
+@pytest.mark.parametrize("wait", [None, 60.0], ids=["for ever", "for a minute"])
+def test_a_signal_that_strikes_as_one_is_woken_is_raised_there_and_the_next_one_is_served(wait):
+    strike = ctypes.CDLL(None)["raise"]  # in C: no Python is run between the signal and who is woken
+    told = signal.signal(signal.SIGUSR1, raise_mine)
+    try:
+        waiter, log = before_the_second_is_woken(
+            lambda _: gevent.get_hub().loop.run_callback(strike, signal.SIGUSR1), wait
+        )
+    finally:
+        signal.signal(signal.SIGUSR1, told)
+    waiter.kill()
+
+    assert log == ["interrupted", "served"]
+
+
+def raise_mine(*_):
+    raise Mine
+
+
+@pytest.mark.parametrize("wait", [None, 60.0], ids=["for ever", "for a minute"])
+def test_who_is_interrupted_before_he_is_woken_is_not_woken_from_what_he_does_then(wait):
+    waiter, log = before_the_second_is_woken(lambda greenlet: greenlet.kill(Mine, block=False), wait)
+    found = list(log)
+    gevent.get_hub().loop.run_callback(waiter.switch, "now")
+    waiter.get(timeout=5)
+
+    assert found == ["interrupted", "served"]
+    assert log == [*found, "now"]
 
 
 def test_who_returns_and_asks_again_queues_behind_those_who_wait():
