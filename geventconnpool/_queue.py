@@ -356,23 +356,22 @@ class Nested:
 
     def __init__(self, queue: Queue) -> None:
         self.alarm = inf
+        self.look_at = -inf  # who waits from then on has to be told of: it is time for a look, or none is to come
         self._queue = queue
         self._next = -inf
 
-    def has_to_look(self, now: float) -> bool:
-        """Say whether it is time for a look, or none is to come."""
-        return now >= self._next or self.alarm == inf
-
     def look(self, greenlet: Any, now: float) -> None:
         """One more is about to wait."""
-        if now < self._next:
-            if self.alarm == inf:
-                self._queue.ring_at(now + NESTED_SOON, self)
-            return
-        self._next = now + NESTED_PAUSE + NESTED_LOOK * len(self._queue.open)
-        self._tell({greenlet})
+        if now >= self._next:
+            self._next = now + NESTED_PAUSE + NESTED_LOOK * len(self._queue.open)
+            self._tell({greenlet})
+        elif self.alarm == inf:
+            self._queue.ring_at(now + NESTED_SOON, self)
+        if self.alarm < inf:
+            self.look_at = self._next
 
     def tick(self, now: float) -> None:
+        self.look_at = -inf
         self._tell({waiter.greenlet for waiter in self._queue.waiting} - {None})
 
     def _tell(self, greenlets: Collection[Any]) -> None:

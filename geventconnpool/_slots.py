@@ -267,17 +267,17 @@ class Slots:
             self.tell_returned(slot.since, now)
         return True
 
-    def lined_up(self, now: float) -> Waiter | None:
-        """Queue one more behind others, in a pool by itself that is always full; None if there is more to be done."""
+    def line_up(self, waiter: Waiter, now: float) -> bool:
+        """Queue one more behind others, in a pool by itself that is always full; False if there is more to be done."""
         queue = self.queue
         waiting = queue.waiting
         if not waiting or self.min_size != self.size or queue.busy or queue.is_down or self.idle:
-            return None
-        waiter = Waiter(now, self)
+            return False
+        waiter.since = now
         waiting[waiter] = None
         waiter.place = next(queue.places)
         self.waiting += 1
-        return waiter
+        return True
 
     def handed_over(self, slot: Slot, now: float) -> Waiter:
         """Take back a connection after a good call, and give it to the oldest waiter, in a pool by itself."""

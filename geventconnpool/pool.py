@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import count
 from math import inf
@@ -20,7 +21,7 @@ from geventconnpool._fork import stamp
 from geventconnpool._lease import UNSET, Lease, LoneLease, Unset
 from geventconnpool._lender import Lender, PoolLender
 from geventconnpool._liveness import descriptor_of
-from geventconnpool._queue import IN_USE, RUNNING, Gate, Holds, Queue, Slot
+from geventconnpool._queue import IN_USE, RUNNING, Gate, Holds, Queue, Slot, Waiter
 from geventconnpool._retry import retry
 from geventconnpool._slots import Slots
 
@@ -189,6 +190,9 @@ class Borrowing(Hooks[C]):
         self.close(10 if exc is None else 0)
 
 
+SPARE = 100  # waiters that are kept, to wait again
+
+
 def _seconds(timeout: float | Unset | None) -> float | Unset | None:
     """Return what bounds a get, checked."""
     return timeout if isinstance(timeout, Unset) else _check.seconds_or_none("timeout", timeout)
@@ -323,6 +327,7 @@ class _LoneLender(PoolLender):
     def begin_here(self) -> None:
         options = self.options
         queue = Queue()
+        self._spare: deque[Waiter] = deque(maxlen=SPARE)  # as they were at first
         self._own(queue)
         self.slots = options.make_slots(queue, Gate(options.max_connecting), Random())
         self.begin(options.make_engine(self.user, queue))
@@ -332,22 +337,23 @@ class _LoneLender(PoolLender):
         self.engine.act()
 
     def borrow_later(self, given: float | Unset | None) -> Slot:  # noqa: C901 - as in a lease
-        timeout = self.options.timeout if isinstance(given, Unset) else given
         slots, engine = self.slots, self.engine
         me = getcurrent()
+        timeout = self.options.timeout if given is UNSET else given
         if timeout is not None or not self._may_be_long or me is engine.hub:
-            return super().borrow_later(timeout)
+            return super().borrow_later(given)
         now = monotonic()
-        waiter = slots.lined_up(now)
-        if waiter is None:
-            return super().borrow_later(timeout)
+        spare = self._spare
+        waiter = spare.pop() if spare else Waiter(now, slots)
+        if not slots.line_up(waiter, now):
+            return super().borrow_later(None)
         # Others wait already: to wait behind them, for as long as it takes, is all that is to be done.
         if slots.idle or slots.mode is not RUNNING:  # unless the collector has just ended their leases, or the pool
             engine.queue.withdraw(waiter)
             if not waiter.is_settled:
-                return super().borrow_later(timeout)
+                return super().borrow_later(None)
         self.waits += 1
-        if self._nested.has_to_look(now):
+        if now >= self._nested.look_at:
             self._look_nested(now)
         waiter.greenlet = me
         switch = engine.hub.switch
@@ -374,7 +380,8 @@ class _LoneLender(PoolLender):
             or slot.seen < slots.trouble_at
         ):
             return self.claim(waiter, None)
-        waiter.slot = None
+        waiter.slot = waiter.waking = None
+        spare.append(waiter)
         return slot
 
     def hand_over(self, slot: Slot, now: float) -> None:

@@ -12,7 +12,7 @@ import signal
 import socket as plain_socket
 import struct
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import FrozenInstanceError
@@ -30,7 +30,7 @@ from gevent.lock import RLock
 
 from geventconnpool import ClusterPool, ConnectionPool, Endpoint, PoolClosed, PoolError, PoolTimeout, events
 from geventconnpool._engine import Engine
-from geventconnpool._queue import Queue, Waiter
+from geventconnpool._queue import Queue
 from geventconnpool._slots import Slots
 from geventconnpool.cluster import Resolution
 from geventconnpool.pool import DEFAULT_EXC_CLASSES, _without_cycle
@@ -556,12 +556,30 @@ def strike(monkeypatch, kind, method, blow):
     monkeypatch.setattr(kind, method, struck)
 
 
-def test_what_the_collector_gives_back_as_one_queues_behind_others_is_taken(monkeypatch):
+class Struck(OrderedDict[Any, None]):
+    """The collector strikes once, as one more is put in."""
+
+    blow: Any = None
+
+    def __setitem__(self, waiter, value):
+        blow, self.blow = self.blow, None
+        if blow is not None:
+            blow()
+        super().__setitem__(waiter, value)
+
+
+def strike_as_one_queues(pool, blow):
+    queue = pool._lender.engine.queue
+    queue.waiting = waiting = Struck(queue.waiting)
+    waiting.blow = blow
+
+
+def test_what_the_collector_gives_back_as_one_queues_behind_others_is_taken():
     pool = ready(Pool(2))
     lost = [pool.acquire(), pool.acquire()]
     log: list[int] = []
     greenlets = line_up(pool, 1, log)
-    strike(monkeypatch, Waiter, "__init__", lambda: [pool.release(c) for c in lost])
+    strike_as_one_queues(pool, lambda: [pool.release(c) for c in lost])
     got = []
     switches = count_switches(lambda: got.append(pool.acquire()))
     gevent.joinall(greenlets)
@@ -582,7 +600,7 @@ def test_who_is_served_by_the_collector_as_he_leaves_the_queue_takes_no_other(mo
         pool.release(lost[1])
         strike(monkeypatch, Queue, "withdraw", lambda: pool.release(lost[2]))
 
-    strike(monkeypatch, Waiter, "__init__", give_back)
+    strike_as_one_queues(pool, give_back)
     got = pool.acquire()
     gevent.joinall(greenlets)
     stats = pool.stats()
@@ -596,7 +614,7 @@ def test_who_queues_behind_others_as_the_collector_closes_the_pool_is_refused(mo
     pool = ready(Pool(1))
     held = pool.acquire()
     greenlets = line_up(pool, 1, [])
-    strike(monkeypatch, Waiter, "__init__", lambda: pool.close(0))
+    strike_as_one_queues(pool, lambda: pool.close(0))
 
     with pytest.raises(PoolClosed):
         pool.acquire()
