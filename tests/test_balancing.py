@@ -666,6 +666,16 @@ def test_of_many_endpoints_each_gets_its_turn_to_be_looked_at(n, least):
     assert len(found) == n
 
 
+def test_for_whom_of_many_it_is_time_is_seen_in_a_second_though_there_are_few_calls():
+    cluster = filled(*many(400), size=1)
+    cluster.run_to(20.0)
+    for _ in range(12):
+        cluster.run_to(cluster.shell.now + 0.1)
+        call(cluster)
+
+    assert all(member.load.key < 0.0 or member.load.tried_at >= 20.0 for member in cluster.members)
+
+
 # -- slow start --------------------------------------------------------------------------------------------------------
 
 

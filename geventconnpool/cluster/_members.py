@@ -34,7 +34,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, chain, cycle
-from math import inf
+from math import ceil, inf
 from random import Random
 from typing import Final, Literal, TypeVar
 
@@ -69,6 +69,8 @@ LOOKS_PER_RAMP = 30
 DRAWS = 4  # of a large cluster
 COMPARED = 100  # endpoints, with which one that fails now and then is compared
 MIXED = 32  # of those that change places with others at each survey
+ROUND, FINEST_GLANCE = 1.0, 0.01  # seconds for a round of glances at all of them, and at least from one to the next
+GLANCES = 64  # at most in one go, and so in one call
 LONGEST_STRETCH = 2000.0  # rounds after which being ahead is counted from a later start
 SURVEY = 1.0  # seconds after which endpoints are compared with each other again
 
@@ -381,6 +383,7 @@ class Members:
         self._next_drawn = 0  # who of many is looked at next
         self.has_looked = False  # which takes a while, and is none of the call's: who asks has to tell the time again
         self._firsts: Iterator[int] = iter(())  # places of the first of the next few of many
+        self._next_glance, self._glanced_at = 0, -inf  # at whom of them, and when that was done last
         self._surveyed: Sequence[Member] = ()  # who was eligible at the last survey
         self._cumulated: list[float] = []  # their weights
         self._survey_at = -inf  # when all are compared with each other again
@@ -494,7 +497,7 @@ class Members:
             if d < a:
                 place = first + 3
             load = loads[place]
-            if now >= load.look_at or now >= loads[~first].look_at:
+            if now >= load.look_at:
                 load = self._looked_at(loads, first, now)
         else:
             try:
@@ -584,24 +587,22 @@ class Members:
         return len({member.full_weight for member in self._eligible}) <= 1
 
     def _least_of_a_few(self, now: float) -> Load:
-        """Return the one with the least key of the next few of many, in no order; and look at whose turn it is.
+        """Return the one with the least key of the next few of many, in no order.
 
         They are other neighbours the next time round.
         """
         loads = self._loads
         first = next(self._firsts)
         load = min(loads[first : first + DRAWS], key=KEY)
-        if now < load.look_at and now < loads[~first].look_at:
-            return load
-        return self._looked_at(loads, first, now)
+        return load if now < load.look_at else self._looked_at(loads, first, now)
 
     def _looked_at(self, loads: list[Load], first: int, now: float) -> Load:
-        """Look at these few, and at whose turn it is, and return the one with the least key then.
+        """Look at these few, and return the one with the least key then.
 
         ``loads`` is the list that the place is from: the collector may end leases in here, and so eject endpoints.
         """
         some = loads[first : first + DRAWS]
-        self._look_at([load.member for load in (loads[~first], *some)], now)
+        self._look_at([load.member for load in some], now)
         return min(some, key=KEY)
 
     def _choose_or_grow(self, some: Sequence[Member], candidates: Sequence[Member], now: float) -> Member:
@@ -639,7 +640,7 @@ class Members:
 
     @transition
     def _look(self, now: float) -> None:
-        """See what has changed by itself. Of many, only who is drawn is looked at in detail.
+        """See what has changed by itself. Of many, only who is drawn is looked at at once, and the others by turns.
 
         A transition: the slots of a pool must not change while they are gone through, whatever the collector ends.
         """
@@ -656,7 +657,21 @@ class Members:
                     member.look(now)
                 if member.load.look_at < look_at:
                     look_at = member.load.look_at
+        elif self._loads:
+            self._glance(now)
+            look_at = min(look_at, now + FINEST_GLANCE)
         self.peers.look_at = look_at
+
+    def _glance(self, now: float) -> None:
+        """See for whom of many it is time, whether they are drawn or not: of all of them in a second or so."""
+        loads = self._loads
+        number = ceil(min(GLANCES, len(loads) * (now - self._glanced_at) / ROUND))
+        self._glanced_at = now
+        for place in range(self._next_glance, self._next_glance + number):
+            load = loads[place % len(loads)]
+            if now >= load.look_at:
+                load.member.look(now)
+        self._next_glance = (self._next_glance + number) % len(loads)
 
     @transition
     def _look_at(self, members: Iterable[Member], now: float) -> None:
