@@ -83,27 +83,26 @@ class Observer(Protocol):
     def emptied(self) -> None: ...
 
 
-class Slot:
+class _EachCall:
+    """What each call goes through, side by side: of many, every line of the cache that it touches counts."""
+
+    __slots__ = ("connection", "doomed", "owner", "pool", "seen", "since", "state")
+
+
+class Slot(_EachCall):
     """One connection's place, from the decision to connect until it is closed. Never used for a second connection."""
 
     __slots__ = (
         "by_hand",
-        "connection",
-        "doomed",
         "endpoint",
         "expires",
         "is_past",
         "is_reset",
         "jitter",
         "kept",
-        "owner",
         "peer",
         "poller",
-        "pool",
         "probe",
-        "seen",
-        "since",
-        "state",
         "told",
         "warned",
         "worker",

@@ -104,7 +104,13 @@ KEEPALIVE_JITTER = 0.1
 LIFETIME_JITTER = 0.25
 
 
-class Slots:
+class _EachCall:
+    """What each call goes through, side by side: of many, every line of the cache that it touches counts."""
+
+    __slots__ = ("gets", "idle", "lifo", "queue", "tell_returned", "trouble_at")
+
+
+class Slots(_EachCall):
     """The slots of one pool. What is to be done after a transition is in ``queue.todo``."""
 
     __slots__ = (
@@ -131,12 +137,9 @@ class Slots:
         "endpoint",
         "facade",
         "failures",
-        "gets",
         "has_keepalive",
-        "idle",
         "keepalive",
         "last_error",
-        "lifo",
         "max_connecting",
         "max_idle",
         "max_lifetime",
@@ -146,11 +149,8 @@ class Slots:
         "observer",
         "open_errors",
         "opened_total",
-        "queue",
         "size",
         "slots",
-        "tell_returned",
-        "trouble_at",
         "waiting",
         "warming",
     )

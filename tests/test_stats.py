@@ -102,9 +102,10 @@ def test_to_look_changes_nothing_of_what_endpoints_are_judged_by():
         with cluster.get():
             pass
     (member,) = cluster._lender.members
-    before = {name: getattr(member.load, name) for name in Load.__slots__}
+    names = [name for kind in Load.__mro__ for name in getattr(kind, "__slots__", ())]
+    before = {name: getattr(member.load, name) for name in names}
     (entry,) = cluster.stats().endpoints
-    after = {name: getattr(member.load, name) for name in Load.__slots__}
+    after = {name: getattr(member.load, name) for name in names}
     cluster.close()
 
     assert after == before
