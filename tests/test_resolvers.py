@@ -28,6 +28,7 @@ from geventconnpool.testing import DNSServer
 from tests.servers import Bind, require, wait_until
 
 SERVICE = "_redis._tcp.example.test"
+TURN = 0.0005  # seconds
 
 
 @pytest.fixture
@@ -38,6 +39,16 @@ def server():
 
 @pytest.fixture
 def resolver(server):
+    return patient(server)
+
+
+def patient(server):
+    """Return a resolver for a name server that will answer, on however busy a machine."""
+    return DNSResolver([server.address], timeout=30.0, lifetime=40.0, min_refresh=0.001)
+
+
+def quick(server):
+    """Return a resolver for a name server that is silent."""
     return DNSResolver([server.address], timeout=0.1, lifetime=0.25, min_refresh=0.001)
 
 
@@ -272,7 +283,13 @@ def test_a_target_whose_look_up_fails_keeps_its_last_addresses(resolver, server,
     add_alias_service(server, 1, 2, ttl=0)
     resolver.resolve(SERVICE)
     gevent.sleep(0.002)
-    server.fault = fails_for("redis2.example.test", fault)
+    fails = fails_for("redis2.example.test", fault)
+
+    def hurry(query):
+        resolver.client._lifetime = 0.25 if fault == "drop" else 40.0  # of the questions after this, the first
+        return fails(query)
+
+    server.fault = hurry
 
     resolution = resolver.resolve(SERVICE)
 
@@ -375,6 +392,7 @@ def test_ipv6_addresses_are_used_where_there_is_a_route_for_them(resolver, serve
 def test_a_server_that_knows_no_ipv6_questions_does_not_hide_the_ipv4_addresses(resolver, server):
     server.add_address("redis.example.test", "127.0.0.1", ttl=30)
     server.fault = lambda query: "drop" if query.question[0].rdtype == dns.rdatatype.AAAA else None
+    resolver.client._lifetime = 1.0
 
     resolution = resolver.resolve("redis.example.test:6379")
 
@@ -455,9 +473,10 @@ def test_without_a_hosts_file_dns_is_asked(resolver, server, monkeypatch):
         ("wrong_id", "no answer"),
     ],
 )
-def test_a_failure_names_the_service_the_fault_and_the_name_server(resolver, server, fault, words):
+def test_a_failure_names_the_service_the_fault_and_the_name_server(server, fault, words):
     add_service(server, 1)
     server.fault = fault
+    resolver = quick(server) if words == "no answer" else patient(server)
 
     assert failure(resolver) == f"{SERVICE} SRV: {words} from 127.0.0.1:{server.address[1]}"
 
@@ -569,20 +588,19 @@ def test_a_closed_port_is_known_at_once(server):
     server.stop()
     before = time.monotonic()
 
-    assert (
-        failure(DNSResolver([server.address]))
-        == f"{SERVICE} SRV: Connection refused from 127.0.0.1:{server.address[1]}"
-    )
-    assert time.monotonic() - before < 1.0
+    assert failure(patient(server)) == f"{SERVICE} SRV: Connection refused from 127.0.0.1:{server.address[1]}"
+    assert time.monotonic() - before < 20.0
 
 
 def test_a_silent_server_costs_no_more_than_the_lifetime(server):
     server.fault = "drop"
+    resolver = DNSResolver([server.address], timeout=0.05, lifetime=0.3)
     before = time.monotonic()
 
-    failure(DNSResolver([server.address], timeout=0.05, lifetime=0.3))
+    _words, turns = turns_of_others(lambda: failure(resolver))
 
-    assert 0.28 <= time.monotonic() - before < 0.6
+    assert time.monotonic() - before >= 0.28
+    assert turns * TURN < 0.6  # which a machine that pauses does not add to
 
 
 @pytest.mark.parametrize("fault", ["servfail", "refused", "drop", "truncate"])
@@ -590,7 +608,7 @@ def test_the_next_name_server_is_asked_when_one_fails(server, fault):
     add_service(server, 1)
     with DNSServer() as bad:
         bad.fault = fault
-        resolver = DNSResolver([bad.address, server.address], timeout=0.1, lifetime=1.0)
+        resolver = DNSResolver([bad.address, server.address], timeout=0.1, lifetime=20.0)
 
         assert names(resolver.resolve(SERVICE)) == ["redis1.example.test:6379"]
         assert bad.queries > 0
@@ -662,7 +680,7 @@ def test_the_search_list_does_not_apply_to_a_final_name_or_to_given_name_servers
 
 def test_resolv_conf_is_read_anew_and_of_no_use_is_a_failure(resolv_conf, server):
     add_service(server, 1)
-    resolver = DNSResolver(timeout=0.1, lifetime=0.2)
+    resolver = DNSResolver(timeout=10.0, lifetime=20.0)
     resolv_conf.rename(resolv_conf.with_name("away"))
     assert failure(resolver) == f"{resolv_conf} cannot be used: No such file or directory"
 
@@ -727,9 +745,7 @@ def test_fifty_interrupted_look_ups_leave_no_socket_and_no_greenlet(server):
     add_alias_service(server, *range(1, 9))
     server.delay = 0.001
     resolver = DNSResolver([server.address])
-    whole = time.monotonic()
-    resolver.resolve(SERVICE)
-    whole = time.monotonic() - whole
+    whole = min(seconds_of(lambda: resolver.resolve(SERVICE)) for _ in range(5))
     wait_until(lambda: len(server._servers[1].pool) == 0)
     files, greenlets = open_files(), living_greenlets()
 
@@ -744,6 +760,12 @@ def test_fifty_interrupted_look_ups_leave_no_socket_and_no_greenlet(server):
 
     wait_until(lambda: open_files() == files, what="the end of all sockets")
     wait_until(lambda: living_greenlets() == greenlets, what="the end of all greenlets")
+
+
+def seconds_of(work):
+    before = time.monotonic()
+    work()
+    return time.monotonic() - before
 
 
 @pytest.mark.parametrize("fault", ["drop", "truncate"])
@@ -782,10 +804,11 @@ def tick():
 with DNSServer() as server:
     server.add_srv("_a._tcp.b.test", "127.0.0.1", server.address[1])
     server.add_address("b.test", "127.0.0.1")
+    patient = DNSResolver([server.address], lifetime=20.0)
     resolver = DNSResolver([server.address], timeout=0.2, lifetime=0.5)
     for service in ("_a._tcp.b.test", "b.test:%d" % server.address[1]):
-        (endpoint,) = resolver.resolve(service).endpoints
-        endpoint.connect(1).close()
+        (endpoint,) = patient.resolve(service).endpoints
+        endpoint.connect(20).close()
     server.fault = "drop"
     ticker = gevent.spawn(tick)
     end = time.perf_counter() + 1.2
@@ -815,13 +838,15 @@ def gaps_beside_an_idle_process():
 
 
 def test_a_silent_name_server_never_blocks_the_hub_patched_or_not():
-    for _attempt in range(3):  # the machine may be busy; what blocks does so every time, for hundreds of ms
+    least: dict[tuple[str, str], float] = {}
+    for _attempt in range(4):  # the machine may be busy; what blocks does so every time, for hundreds of ms
         told = gaps_beside_an_idle_process()
         allowed = told["unpatched", "idle"][0] + 15
         assert {threads for _gap, threads in told.values()} == {1}  # nothing goes through the hub's thread pool
-        if all(gap <= allowed for gap, _threads in told.values()):
+        least = {case: min(gap, least.get(case, gap)) for case, (gap, _threads) in told.items()}
+        if all(gap <= allowed for gap in least.values()):
             return
-    pytest.fail(f"largest gaps in ms, and threads: {told}")
+    pytest.fail(f"largest gaps in ms, and threads: {told}, the least of each: {least}")
 
 
 class Prompt(Nameserver):
@@ -871,7 +896,7 @@ def turns_of_others(work):
     def count():
         nonlocal turns
         while True:
-            gevent.sleep(0.0005)
+            gevent.sleep(TURN)
             turns += 1
 
     other = gevent.spawn(count)
@@ -887,7 +912,7 @@ def turns_of_others(work):
 
 
 def test_records_are_found_as_they_come_change_and_go(bind):
-    resolver = DNSResolver([bind.address])
+    resolver = patient(bind)
     records = [("_a._tcp", "SRV", f"1 {10 * n} 6379 a{n}") for n in (1, 2)]
     addresses = [(f"a{n}", "A", f"127.0.0.{n}") for n in (1, 2)]
 
@@ -903,7 +928,7 @@ def test_records_are_found_as_they_come_change_and_go(bind):
 
 
 def test_the_last_record_gone_is_nxdomain_or_no_data_and_a_dot_is_empty(bind):
-    resolver = DNSResolver([bind.address])
+    resolver = patient(bind)
     assert "no such name (NXDOMAIN)" in failure(resolver, "_b._tcp.example.test")
 
     bind.update(add=[("_b._tcp", "TXT", "nothing")])
@@ -914,11 +939,11 @@ def test_the_last_record_gone_is_nxdomain_or_no_data_and_a_dot_is_empty(bind):
 
 
 def test_another_zone_is_refused(bind):
-    assert "REFUSED" in failure(DNSResolver([bind.address]), "_a._tcp.example.org")
+    assert "REFUSED" in failure(patient(bind), "_a._tcp.example.org")
 
 
 def test_many_records_come_over_tcp_and_too_many_are_a_failure_not_an_empty_set(bind):
-    resolver = DNSResolver([bind.address])
+    resolver = patient(bind)
     bind.update(add=[("c", "A", "127.0.0.1"), *(("_c._tcp", "SRV", f"0 1 {n + 1} c") for n in range(300))])
     assert len(resolver.resolve("_c._tcp.example.test").endpoints) == 300
 
@@ -932,17 +957,17 @@ def test_many_records_come_over_tcp_and_too_many_are_a_failure_not_an_empty_set(
 def test_addresses_of_both_families_come_with_a_plain_name(bind):
     bind.update(add=[("both", "A", "127.0.0.1"), ("both", "AAAA", "::1"), ("alias", "CNAME", "both")])
 
-    assert "127.0.0.1:6379" in names(DNSResolver([bind.address]).resolve("alias.example.test:6379"))
+    assert "127.0.0.1:6379" in names(patient(bind).resolve("alias.example.test:6379"))
 
 
 def test_a_name_server_may_stop_be_killed_and_come_back(bind):
     bind.update(add=[("_e._tcp", "SRV", "0 1 6379 e"), ("e", "A", "127.0.0.1")])
-    resolver = DNSResolver([bind.address], timeout=0.1, lifetime=0.2)
+    resolver = patient(bind)
 
     bind.pause()
-    assert "no answer" in failure(resolver, "_e._tcp.example.test")
+    assert "no answer" in failure(quick(bind), "_e._tcp.example.test")
     bind.resume()
-    assert wait_until(lambda: names(DNSResolver([bind.address]).resolve("_e._tcp.example.test")))
+    assert names(resolver.resolve("_e._tcp.example.test")) == ["e.example.test:6379"]
     bind.kill()
     assert "Connection refused" in failure(resolver, "_e._tcp.example.test")
     bind.start()
