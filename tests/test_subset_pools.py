@@ -35,13 +35,13 @@ class Fleet(ClusterPool[Any]):
 
     def _new_connection(self, endpoint):
         self.may_open.wait()
-        connection = endpoint.connect(timeout=2)
+        connection = endpoint.connect(timeout=30)
         self.opened[endpoint] += 1
         return connection
 
     def call(self):
         """Use a connection, and return where it leads."""
-        with self.get(timeout=5) as c:
+        with self.get(timeout=30) as c:
             c.sendall(b"x")
             if not c.recv(1):
                 raise OSError("it has hung up")
@@ -51,7 +51,7 @@ class Fleet(ClusterPool[Any]):
         """Return where calls go: 50, and more until each that is active had one, as one that hung has to wait."""
         served = {self.call() for _ in range(50)}
         active = {endpoint for endpoint, state in self.states().items() if state == "active"}
-        wait_until(lambda: served.add(self.call()) or active <= served, 15, "a call to each")
+        wait_until(lambda: served.add(self.call()) or active <= served, what="a call to each")
         return served
 
     def fail(self, endpoint, times=1):
@@ -64,7 +64,7 @@ class Fleet(ClusterPool[Any]):
 
     def becomes(self, **states):
         """Wait until that many endpoints are active, ejected and draining, and no others there."""
-        wait_until(lambda: Counter(self.states().values()) == states, 10, f"{states}, not {self.states()}")
+        wait_until(lambda: Counter(self.states().values()) == states, what=f"{states}, not {self.states()}")
 
     def count(self, kind):
         return sum(isinstance(event, kind) for event in self.heard)
@@ -156,7 +156,7 @@ def servers():
 
 
 def ready(pool):
-    pool.wait(timeout=5)
+    pool.wait(timeout=30)
     return pool
 
 
@@ -279,7 +279,7 @@ def test_a_good_call_sends_the_stand_in_of_one_that_was_spared_away(many):
         (one,) = ready(pool).pools
         pool.fail(one, times=2)
         pool.becomes(active=2)
-        pool.wait(2, timeout=5)
+        pool.wait(2, timeout=30)
         with pool.pools[one].get(timeout=5):
             pass
         pool.becomes(active=1)
@@ -416,7 +416,7 @@ def test_who_stands_in_stays_if_the_one_that_is_back_fails_again_before_it_has_g
     (one,) = pool.pools
     pool.fail(one, times=2)
     pool.becomes(active=2)
-    pool.wait(2, timeout=5)
+    pool.wait(2, timeout=30)
     pool.may_open.clear()  # the probe, too, waits
     pool.fail(one)
     wait_until(lambda: not pool.discovery._is_behind and pool.discovery._applier is None)
@@ -437,7 +437,7 @@ def test_who_stands_in_stays_if_the_one_that_is_back_fails_again_before_it_has_g
 def test_it_is_not_ready_before_all_are_there_who_were_chosen_anew(pace, many):
     pool, _ = choosing_anew(pace, many[:20], 24)
     there = len(pool.pools)
-    pool.wait(2, timeout=5)
+    pool.wait(2, timeout=30)
     was_ready = pool._lender.is_ready(None)
     pace.go_on()
     ready(pool)
