@@ -38,7 +38,7 @@ Record = tuple[str, str, str]
 
 class Echoes(ClusterPool[socket.socket]):
     def _new_connection(self, endpoint: Endpoint) -> socket.socket:
-        return endpoint.connect(2)
+        return endpoint.connect(PATIENCE)
 
 
 class Hands:
@@ -60,7 +60,7 @@ class Hands:
 
     def close(self) -> None:
         self._lines.close()
-        self._process.wait(10)
+        self._process.wait(PATIENCE)
 
 
 def be_hands() -> None:
@@ -135,7 +135,7 @@ class Scene:
             f"{NAME}.{Bind.zone}",
             size=1,
             min_size=0,
-            resolver=DNSResolver([hands.address], timeout=0.3, lifetime=3.0, min_refresh=0.3, empty_hold=0.6),
+            resolver=DNSResolver([hands.address], timeout=1.0, lifetime=6.0, min_refresh=0.3, empty_hold=0.6),
             on_event=self.news.append,
         )
 
@@ -194,7 +194,7 @@ class Scene:
     def call(self) -> str:
         """Call some endpoint, and return what became of it."""
         try:
-            with self.pool.get(timeout=5) as c:
+            with self.pool.get(timeout=PATIENCE) as c:
                 return _call(c)
         except PoolUnavailable as error:
             return self._named(str(error))
@@ -205,7 +205,7 @@ class Scene:
     def connection_to(self, host: str) -> int:
         """Call an endpoint, and return which connection that took."""
         endpoint = next(endpoint for endpoint in self.pool.pools if _host(endpoint) == host)
-        with self.pool.pools[endpoint].get(timeout=5) as c:
+        with self.pool.pools[endpoint].get(timeout=PATIENCE) as c:
             assert _call(c) == "served"
             return id(c)
 
@@ -300,7 +300,7 @@ def the_service_is_decidedly_not_available(scene: Scene) -> dict[str, Any]:
 
 def the_name_server_is_silent(scene: Scene) -> dict[str, Any]:
     scene.hands.do("pause")
-    stale = scene.until(state="stale")
+    stale = scene.until(state="stale", outcome=f"{NAME}.example.test SRV: no answer from BIND")
     call = scene.call()
     scene.hands.do("resume")
     return _came_back(scene, stale, call)
@@ -308,7 +308,8 @@ def the_name_server_is_silent(scene: Scene) -> dict[str, Any]:
 
 def the_name_server_is_killed(scene: Scene) -> dict[str, Any]:
     scene.hands.do("kill")
-    stale = scene.until(state="stale")
+    # A question may have been under way, and has no answer then.
+    stale = scene.until(state="stale", outcome=f"{NAME}.example.test SRV: Connection refused from BIND")
     call = scene.call()
     scene.hands.do("start")
     return _came_back(scene, stale, call)

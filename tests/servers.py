@@ -270,7 +270,7 @@ class Bind(_Server):
             update.delete(name, *what)
         for name, rdtype, data in add:
             update.add(name, ttl, rdtype, data)
-        response = dns.query.tcp(update, HOST, timeout=5, port=self.port)
+        response = dns.query.tcp(update, HOST, timeout=30, port=self.port)
         assert response.rcode() == dns.rcode.NOERROR, dns.rcode.to_text(response.rcode())
 
     def _command(self) -> list[str]:

@@ -28,6 +28,7 @@ NAME = "_redis._tcp"
 SERVICE = f"{NAME}.{Bind.zone}"
 OUTAGE = float(os.environ.get("OUTAGE_SECONDS", "8"))
 ALLOWED_GAP = 15.0  # ms above those of an idle process
+PATIENT: dict[str, Any] = {"timeout": 20.0, "lifetime": 20.0}  # with a name server that will answer
 THREE = ["r1", "r2", "r3"]
 
 
@@ -192,16 +193,18 @@ def test_a_set_too_large_for_any_message_changes_nothing_and_is_called_stale(see
 
 @pytest.mark.bound(400)
 def test_none_of_this_stalls_the_hub_patched_or_not(played: dict[str, Any]) -> None:
-    least: dict[str, float] = {}
+    least: dict[tuple[str, str], float] = {}
     told = played
-    for _ in range(4):  # the machine may be busy; what stalls the hub does so every time
+    for _ in range(4):  # the machine may be busy; an act that stalls the hub does so every time
         gaps = {mode: worst(told[mode]["gaps"]) for mode in told}
         print(f"largest gaps of a 1 ms ticker, in ms: {gaps}")
-        least = {mode: min(gap["own"], least.get(mode, inf)) for mode, gap in gaps.items()}
+        for mode in told:
+            for act, gap in told[mode]["gaps"].items():
+                least[mode, act] = min(gap["own"], least.get((mode, act), inf))
         if all(own <= gaps["idle"]["own"] + ALLOWED_GAP for own in least.values()):
             return
         told = play()
-    pytest.fail(f"largest gaps in ms: {gaps}, the least of each: {least}, by act: {told}")
+    pytest.fail(f"largest gaps in ms: {gaps}, the least of each act: {least}, all: {told}")
 
 
 def worst(gaps: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -230,7 +233,7 @@ def things(nameserver: tuple[str, int], service: str = SERVICE, **options: Any) 
 
 def await_answers(pool: Things, count: int) -> None:
     wanted = pool.stats().discovery.generation + count
-    wait_until(lambda: pool.stats().discovery.generation >= wanted, 20, f"{count} answers")
+    wait_until(lambda: pool.stats().discovery.generation >= wanted, what=f"{count} answers")
 
 
 def names(pool: ClusterPool[Any]) -> list[str]:
@@ -241,7 +244,7 @@ def test_addresses_that_do_not_come_along_are_asked_for_when_their_own_time_to_l
     require("unbound")
     zone.update(add=[("u1", "A", "127.0.0.2"), ("u2", "A", "127.0.0.3")], ttl=60)
     zone.update(add=[(NAME, "SRV", "0 1 6379 u1"), (NAME, "SRV", "0 1 6379 u2")], ttl=1)
-    with Unbound(zone, serve_expired=False) as unbound, things(unbound.address) as pool:
+    with Unbound(zone, serve_expired=False) as unbound, things(unbound.address, **PATIENT) as pool:
         await_answers(pool, 4)
 
         assert names(pool) == ["u1", "u2"]
@@ -264,7 +267,7 @@ def test_a_resolver_that_serves_what_has_expired_hides_the_end_of_its_name_serve
         while_dead = pool.stats().discovery
         zone.start()
         zone.update(add=[("u2", "A", "127.0.0.3"), (NAME, "SRV", "0 1 6379 u2")], ttl=1)
-        wait_until(lambda: names(pool) == ["u1", "u2"], 20, "the new endpoint")
+        wait_until(lambda: names(pool) == ["u1", "u2"], what="the new endpoint")
 
         outcome = f"1 SRV records from 127.0.0.1:{unbound.port}"
         assert [(told.state, told.outcome) for told in (while_silent, while_dead)] == [("fresh", outcome)] * 2
@@ -273,10 +276,10 @@ def test_a_resolver_that_serves_what_has_expired_hides_the_end_of_its_name_serve
 def test_a_resolver_that_has_nothing_left_says_servfail_and_all_is_kept(zone: Bind) -> None:
     require("unbound")
     zone.update(add=[("u1", "A", "127.0.0.2"), (NAME, "SRV", "0 1 6379 u1")], ttl=1)
-    with Unbound(zone, serve_expired=False) as unbound, things(unbound.address, timeout=20, lifetime=20) as pool:
+    with Unbound(zone, serve_expired=False) as unbound, things(unbound.address, **PATIENT) as pool:
         await_answers(pool, 1)
         zone.kill()
-        wait_until(lambda: "SERVFAIL" in pool.stats().discovery.outcome, 30, "that it has given up")
+        wait_until(lambda: "SERVFAIL" in pool.stats().discovery.outcome, what="that it has given up")
         stale = pool.stats().discovery
         kept = names(pool)
     zone.start()
@@ -289,8 +292,8 @@ def test_that_there_is_nothing_is_believed_for_the_negative_time_to_live(bind: B
     require("unbound")
     bind.update(add=[("@", "SOA", "ns hostmaster 1000000 3600 600 86400 7")], ttl=7)
     with Unbound(bind, serve_expired=False) as unbound:
-        with things(unbound.address, f"_none._tcp.{Bind.zone}", empty_hold=0) as pool:
-            wait_until(lambda: pool.stats().discovery.state == "empty", 20, "that it is empty")
+        with things(unbound.address, f"_none._tcp.{Bind.zone}", empty_hold=0, **PATIENT) as pool:
+            wait_until(lambda: pool.stats().discovery.state == "empty", what="that it is empty")
             told = pool.stats().discovery
     bind.update(add=[("@", "SOA", "ns hostmaster 2000000 3600 600 86400 1")], ttl=1)
 
@@ -308,10 +311,10 @@ def test_name_servers_and_endpoints_may_be_on_ipv6(zone: Bind) -> None:
     server.start()
     port = int(server.address[1])
     zone.update(add=[("six", "AAAA", "::1"), (NAME, "SRV", f"0 1 {port} six")])
-    resolver = DNSResolver([zone.address6])
+    resolver = DNSResolver([zone.address6], **PATIENT)
     pool = Sockets(SERVICE, 1, resolver=resolver)
     try:
-        with pool.get(timeout=10) as c:
+        with pool.get(timeout=30) as c:
             c.sendall(b"hello")
             said, peer = c.recv(100), c.getpeername()
         told = pool.stats().discovery.outcome
@@ -328,7 +331,7 @@ def test_name_servers_and_endpoints_may_be_on_ipv6(zone: Bind) -> None:
 
 class Sockets(ClusterPool[socket.socket]):
     def _new_connection(self, endpoint: Endpoint) -> socket.socket:
-        return endpoint.connect(5)
+        return endpoint.connect(30)
 
 
 def echo(connection: socket.socket, _address: object) -> None:
@@ -373,15 +376,15 @@ def loaded(zone: Bind, redis: list[Redis]) -> Iterator[tuple[PatientEchoes, Load
     zone.update(add=[("redis", "A", "127.0.0.1"), *records(redis[:3])])
     news: list[events.Event] = []
     resolver = Confirming([zone.address], timeout=1.0, lifetime=2.0, min_refresh=1)
-    pool = PatientEchoes(SERVICE, 20, keepalive=1, resolver=resolver, on_event=news.append)
+    pool = PatientEchoes(SERVICE, 20, keepalive=1, keepalive_timeout=20, resolver=resolver, on_event=news.append)
     pool.wait(timeout=20)
     load = Load(pool)
     try:
-        wait_until(lambda: load.calls > 300, 30, what="300 calls")
+        wait_until(lambda: load.calls > 300 and pool.stats().open == 60, what="300 calls, and all connections")
         yield pool, load, news, resolver
     finally:
         load.stop()
-        assert pool.close(10)
+        assert pool.close(30)
 
 
 @pytest.mark.bound(OUTAGE + 60)
@@ -392,9 +395,10 @@ def test_while_dns_is_silent_no_call_fails_and_no_connection_is_closed(
     endpoints, before, calls = set(pool.pools), pool.stats(), load.calls
     zone.pause()
     gevent.sleep(OUTAGE)
+    wait_until(lambda: pool.stats().discovery.state == "stale", what="that it is stale")
     stale, made = pool.stats(), load.calls - calls
     zone.resume()
-    wait_until(lambda: pool.stats().discovery.state == "fresh", 60, "that it is fresh")
+    wait_until(lambda: pool.stats().discovery.state == "fresh", what="that it is fresh")
     print(f"{made} calls in {OUTAGE} s without DNS")
 
     assert stale.discovery.state == "stale"
@@ -448,7 +452,7 @@ class LongCalls:
 
     def stop(self) -> None:
         self._is_on = False
-        gevent.joinall(self._greenlets, timeout=10, raise_error=True)
+        gevent.joinall(self._greenlets, timeout=30, raise_error=True)
 
     def _run(self) -> None:
         while self._is_on:
@@ -459,7 +463,7 @@ class LongCalls:
 
     @retry(max_failures=1)  # so that one that is cut would be seen
     def _call(self) -> None:
-        with self._pool.get(timeout=10) as c:
+        with self._pool.get(timeout=30) as c:
             began, port = monotonic(), self._pool.endpoint_of(c).port
             c.sendall(b"BLPOP nothing 0.5\r\n")
             assert c.recv(100) == b"*-1\r\n"
