@@ -20,6 +20,7 @@ from gevent.server import StreamServer
 
 from geventconnpool import Endpoint, events
 from geventconnpool import _commands as commands
+from geventconnpool._commands import _check
 from geventconnpool._commands._check import Measured, how_far, status_of
 from geventconnpool._commands._demo import is_interactive
 from geventconnpool._commands._resolve import shares_of
@@ -80,8 +81,9 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.fixture
-def perform(capsys: pytest.CaptureFixture[str]):
+def perform(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """Do what a command does in this process: for what would take a process each."""
+    monkeypatch.setattr(_check, "TRY", 20.0)
 
     def perform(*arguments: str) -> SimpleNamespace:
         status: object
@@ -123,9 +125,9 @@ def test_resolve_writes_one_json_document(zone):
     result = run("resolve", NAME, at(zone), "--json")
     document = json.loads(result.out)
 
-    assert 0 < document.pop("seconds") < 5
-    assert 59 < document.pop("ttl") <= 60
-    assert 59 < document.pop("refresh") <= 60
+    assert 0 < document.pop("seconds") < 30
+    assert 50 < document.pop("ttl") <= 60
+    assert 50 < document.pop("refresh") <= 60
     assert document == {
         "name": "_redis._tcp.example.test",
         "outcome": f"3 SRV records from 127.0.0.1:{zone.port}",
@@ -232,7 +234,8 @@ def test_resolve_says_what_of_an_answer_is_not_used(perform, zone):
 def test_trouble_with_dns_is_told_in_words(perform, dns, fault, words):
     dns.fault = fault
     server = "{}:{}".format(*dns.address)
-    result = perform("resolve", "_x._tcp.example.org", at(dns), "--timeout=0.5")
+    patience = 0.5 if fault in ("drop", "garbage") else 20
+    result = perform("resolve", "_x._tcp.example.org", at(dns), f"--timeout={patience}")
 
     assert result.out == f"_x._tcp.example.org: nothing to connect to\n{words.format(server=server)}\n"
     assert (result.status, result.err) == (1, "")
@@ -283,7 +286,7 @@ def test_check_measures_every_endpoint(service):
         (f"redis2.example.org:{ports[1]}", True, 3, [], []),
         (f"redis3.example.org:{ports[2]}", True, 3, [], []),
     ]
-    assert all(0 < seconds < 2 for one in document["endpoints"] for seconds in one["connect"])
+    assert all(0 < seconds < 20 for one in document["endpoints"] for seconds in one["connect"])
 
 
 def test_check_warns_of_one_that_fails_and_is_critical_if_all_do(perform, service):
@@ -333,14 +336,14 @@ def test_check_ends_in_time(perform, service, silent):
     if silent == "dns":
         service.dns.fault = "drop"
     # Servers that speak no TLS say nothing to a client that begins.
-    result = perform("check", SERVICE, "--nameserver", service.nameserver, "--timeout=0.6", "--tls", "--json")
+    result = perform("check", SERVICE, "--nameserver", service.nameserver, "--timeout=1.5", "--tls", "--json")
     document = json.loads(result.out)
 
     assert result.status == 2
     if silent == "dns":
         assert "no answer" in document["error"]
     else:
-        assert [one["errors"][-1] for one in document["endpoints"]] == ["not done within 0.6 s"] * 3
+        assert [one["errors"][-1] for one in document["endpoints"]] == ["not done within 1.5 s"] * 3
 
 
 def check_tls(perform, service, *options):
@@ -449,8 +452,8 @@ def test_watch_sees_what_is_changed_in_bind(zone):
 
 
 def test_watch_ends_when_its_time_is_over_and_says_whether_there_is_anything(perform, service):
-    good = perform("watch", SERVICE, "--nameserver", service.nameserver, "--for=0.5")
-    bad = perform("watch", "_x._tcp.example.org", "--nameserver", service.nameserver, "--for=0.5", "--empty-hold=0")
+    good = perform("watch", SERVICE, "--nameserver", service.nameserver, "--for=2")
+    bad = perform("watch", "_x._tcp.example.org", "--nameserver", service.nameserver, "--for=2", "--empty-hold=0")
 
     assert [line.split()[1] for line in good.out.splitlines()] == ["added", "added", "added", "fresh"]
     assert "empty        discovery: _x._tcp.example.org SRV: no such name (NXDOMAIN)" in bad.out
@@ -459,7 +462,7 @@ def test_watch_ends_when_its_time_is_over_and_says_whether_there_is_anything(per
 
 def test_watch_of_hosts_sees_that_they_get_addresses(perform, dns):
     dns.add_address("one.example.org", "127.0.0.1")
-    result = perform("watch", "one.example.org:1", "two.example.org:2", at(dns), "--for=0.5")
+    result = perform("watch", "one.example.org:1", "two.example.org:2", at(dns), "--for=2")
 
     words = [line.split()[1:3] for line in result.out.splitlines()]
     assert words[:2] == [["added", "one.example.org:1:"], ["added", "two.example.org:2:"]]
@@ -589,6 +592,7 @@ import sys
 from geventconnpool import demo
 from geventconnpool._commands import main
 demo.CALM = demo.ABSENCE = 0.1
+demo.PATIENCE = 30.0
 sys.exit(main(["demo", "--json"]))
 """
 
@@ -787,8 +791,8 @@ def test_colours_are_for_terminals_that_want_them(service):
     ("arguments", "progress", "last"),
     [
         (["resolve", "_x._tcp.example.org", "--timeout=1"], "looking up _x._tcp.example.org", "nothing to connect to"),
-        (["check", SERVICE, "--tls", "--timeout=1"], "0 of 3 endpoints done", "CRITICAL"),
-        (["watch", SERVICE, "--for=1"], "3 endpoints, fresh, next look-up in ", "fresh"),
+        (["check", SERVICE, "--tls", "--timeout=3"], "0 of 3 endpoints done", "CRITICAL"),
+        (["watch", SERVICE, "--for=3"], "3 endpoints, fresh, next look-up in ", "fresh"),
     ],
 )
 def test_who_waits_at_a_terminal_is_told_for_what(service, arguments, progress, last):

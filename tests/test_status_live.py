@@ -27,7 +27,7 @@ DOCS = ROOT / "docs" / "status-page.rst"
 
 class Lines(ClusterPool[socket.socket]):
     def _new_connection(self, endpoint: Endpoint) -> socket.socket:
-        return endpoint.connect(timeout=5)
+        return endpoint.connect(timeout=30)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def lines(tcp_server, dead):
     """Yield a cluster of which one endpoint is well and the other ejected."""
     with Lines([tcp_server.address, dead.address], 2, name="lines") as pool:
         wait_until(lambda: "ejected" in {entry.state for entry in pool.stats().endpoints})
-        with pool.get(timeout=5) as c:
+        with pool.get(timeout=30) as c:
             c.sendall(b"PING\n")
             assert c.recv(5) == b"PONG\n"
         yield pool
@@ -86,7 +86,7 @@ def test_an_endpoint_that_is_dead_is_shown_with_its_error_and_its_next_probe(ser
     well, ill = entries[str(Endpoint(*tcp_server.address))], entries[str(dead)]
     assert pool["state"] == "active"
     assert (well["state"], well["verdict"], well["ok"], well["failed"]) == ("active", "next", 1, 0)
-    assert 0 < well["latency_seconds"] < 5
+    assert 0 < well["latency_seconds"] < 30
     assert (ill["state"], ill["verdict"], ill["ejections"], ill["open"]) == ("ejected", "ejected", 1, 0)
     assert ill["last_error"] == "ConnectionRefusedError: [Errno 111] Connection refused"
     assert ill["why"].startswith("for ")
@@ -178,7 +178,7 @@ from wsgiref.util import setup_testing_defaults
 
 class Cluster(ClusterPool):
     def _new_connection(self, endpoint):
-        return endpoint.connect(timeout=5)
+        return endpoint.connect(timeout=30)
 
 class Pool(ConnectionPool):
     def _new_connection(self):
@@ -186,8 +186,8 @@ class Pool(ConnectionPool):
 
 address = ("127.0.0.1", int(sys.argv[1]))
 cluster, pool = Cluster([address], 2, name="cluster"), Pool(2, name="pool")
-cluster.wait(timeout=10)
-pool.wait(timeout=10)
+cluster.wait(timeout=30)
+pool.wait(timeout=30)
 app = StatusApp(cluster, pool)
 if get_original("os", "fork")() == 0:
     environ = {"QUERY_STRING": "format=json"}
