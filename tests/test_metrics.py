@@ -53,7 +53,7 @@ class Lines(ConnectionPool[Any]):
 
 class ManyLines(ClusterPool[Any]):
     def _new_connection(self, endpoint: Endpoint) -> Any:
-        return endpoint.connect(timeout=5)
+        return endpoint.connect(timeout=30)
 
 
 class Told:
@@ -73,7 +73,7 @@ class Told:
 
 
 def ask(pool: Any) -> None:
-    with pool.get(timeout=5) as c:
+    with pool.get(timeout=30) as c:
         c.sendall(b"PING\n")
         assert c.recv(5) == b"PONG\n"
 
@@ -111,7 +111,7 @@ def fetch(url: str) -> str:
     """Get it from a native thread, as a client elsewhere would."""
 
     def read() -> str:
-        with urlopen(url, timeout=10) as response:
+        with urlopen(url, timeout=30) as response:
             text: str = response.read().decode()
             return text
 
@@ -130,7 +130,7 @@ def names(series: Series) -> set[str]:
 @pytest.fixture
 def lone(tcp_server: LineServer) -> Iterator[Lines]:
     with Lines(tcp_server, 3, name="lone", timeout=5) as pool:
-        pool.wait(timeout=5)
+        pool.wait(timeout=30)
         yield pool
 
 
@@ -145,7 +145,7 @@ def two_servers() -> Iterator[list[LineServer]]:
 @pytest.fixture
 def cluster(two_servers: list[LineServer]) -> Iterator[ManyLines]:
     with ManyLines(Told(*map(endpoint_of, two_servers)), 2, name="cluster", timeout=5) as pool:
-        pool.wait(4, timeout=5)
+        pool.wait(4, timeout=30)
         yield pool
 
 
@@ -157,7 +157,7 @@ def dns_cluster(tcp_server: LineServer) -> Iterator[ManyLines]:
         dns.add_address("host.example.org", tcp_server.address[0])
         resolver = DNSResolver(nameservers=[dns.address])
         with ManyLines("_lines._tcp.example.org", 2, name="dns", timeout=5, resolver=resolver) as pool:
-            pool.wait(2, timeout=5)
+            pool.wait(2, timeout=30)
             ask(pool)
             yield pool
 
@@ -198,7 +198,7 @@ def test_a_scrape_under_pywsgi_says_of_a_pool_what_its_stats_say(lone):
         waiter = gevent.spawn(ask, lone)
         gevent.sleep(0)
         busy = series_in(fetch(f"http://127.0.0.1:{server.server_port}/metrics"))
-    waiter.get(timeout=5)
+    waiter.get(timeout=30)
     quiet = series_in(fetch(f"http://127.0.0.1:{server.server_port}/metrics"))
     server.stop()
 
@@ -249,7 +249,7 @@ def test_each_endpoint_of_a_cluster_has_series_of_its_own(cluster, two_servers):
         assert value(series, "endpoint_state", **labels, state="ejected") == 0
         assert 0 <= value(series, "endpoint_state_age_seconds", **labels) < 30
         assert value(series, "endpoint_gets_total", **labels) == entry.pool.gets
-        assert 0 < value(series, "endpoint_latency_seconds", **labels) < 5
+        assert 0 < value(series, "endpoint_latency_seconds", **labels) < 30
         assert value(series, "endpoint_connections_max", **labels) == 2
         assert value(series, "endpoint_failures_in_row", **labels, kind="calls") == 0
         assert value(series, "endpoint_ejections_total", **labels) == 0
@@ -266,7 +266,7 @@ def test_each_endpoint_of_a_cluster_has_series_of_its_own(cluster, two_servers):
 def test_an_ejected_endpoint_is_down_and_a_failing_discovery_is_stale(two_servers):
     told = Told(*map(endpoint_of, two_servers))
     with ManyLines(told, 2, name="cluster") as pool:
-        pool.wait(4, timeout=5)
+        pool.wait(4, timeout=30)
         told.is_silent = True
         two_servers[0].stop()
         pool.reset()
@@ -288,7 +288,7 @@ def test_an_endpoint_that_is_gone_has_no_series_and_what_it_did_stays_in_the_tot
     here, there = map(endpoint_of, two_servers)
     told = Told(here)
     with ManyLines(told, 2, name="cluster", timeout=5) as pool:
-        pool.wait(2, timeout=5)
+        pool.wait(2, timeout=30)
         registry = registry_of(pool)
         seen = []
         for endpoints in [(here, there), (there,), (here, there), (here,)]:
@@ -331,7 +331,7 @@ def test_connections_under_keepalive_are_neither_idle_nor_in_use(tcp_server):
             go_on.wait()
 
     checking, go_on = gevent.event.Event(), gevent.event.Event()
-    with Checked(tcp_server, 1, keepalive=0.01, name="checked") as pool:
+    with Checked(tcp_server, 1, keepalive=0.01, keepalive_timeout=30, name="checked") as pool:
         assert checking.wait(timeout=5)
         series = series_of(pool)
         go_on.set()
@@ -342,7 +342,7 @@ def test_connections_under_keepalive_are_neither_idle_nor_in_use(tcp_server):
 
 def test_failures_in_a_row_are_told_by_kind(two_servers):
     with ManyLines([endpoint_of(two_servers[0])], 2, name="cluster") as pool:
-        pool.wait(timeout=5)
+        pool.wait(timeout=30)
         for _ in range(3):
             with pytest.raises(ConnectionResetError), pool.get(timeout=5):
                 raise ConnectionResetError
@@ -471,7 +471,7 @@ def test_a_pool_is_not_kept_alive_by_those_who_look_at_it(two_servers):
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_native_thread_may_be_the_last_to_hold_a_pool(tcp_server):
     pool: Any = Lines(tcp_server, 2)
-    pool.wait(timeout=5)
+    pool.wait(timeout=30)
     gevent.idle()
     collector = PrometheusCollector(pool)
     known = next(iter(collector._watched._known)).pool
@@ -641,7 +641,7 @@ def test_endpoints_that_are_gone_are_not_observed_and_totals_do_not_go_back(two_
     told = Told(here, there)
     with ManyLines(told, 2, name="cluster", timeout=5) as pool:
         instrument(pool, meter_provider=provider)
-        pool.wait(4, timeout=5)
+        pool.wait(4, timeout=30)
         for _ in range(20):
             ask(pool)
         before = collect(reader)
@@ -694,12 +694,12 @@ def test_an_exporter_in_a_native_thread_collects_while_pools_work(lone, cluster)
 
 def test_connects_are_timed_by_a_handler_of_events(tcp_server, provider, reader):
     with Lines(tcp_server, 3, name="timed", on_event=create_time_recorder(provider, prefix="epp.connection")) as pool:
-        pool.wait(timeout=5)
+        pool.wait(timeout=30)
         wait_until(lambda: reader_count(collect_points(reader, "epp.connection.create_time")) == 3)
         (point,) = collect_points(reader, "epp.connection.create_time")
 
     assert dict(point.attributes) == {"epp.connection.pool.name": "timed"}
-    assert 0 < point.sum < 3
+    assert 0 < point.sum < 30
     assert point.explicit_bounds == (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 
 
@@ -716,7 +716,7 @@ def reader_count(points: list[Any]) -> int:
 def test_connects_of_a_cluster_are_timed_by_endpoint(two_servers, provider, reader):
     endpoints = [endpoint_of(server) for server in two_servers]
     with ManyLines(endpoints, 2, name="cluster", on_event=create_time_recorder(provider)) as pool:
-        pool.wait(4, timeout=5)
+        pool.wait(4, timeout=30)
         wait_until(lambda: reader_count(collect_points(reader, "db.client.connection.create_time")) == 4)
         points = collect_points(reader, "db.client.connection.create_time")
 
@@ -908,7 +908,7 @@ server, thread = start_http_server(0, "127.0.0.1", registry)
 provider = MeterProvider([PeriodicExportingMetricReader(Exporter(), export_interval_millis=10)])
 instrument(pool, meter_provider=provider)
 text = urlopen(f"http://127.0.0.1:{server.server_port}/metrics").read().decode()
-print('geventconnpool_gets_total{pool="mine"} 1.0' in text, exported.wait(10))
+print('geventconnpool_gets_total{pool="mine"} 1.0' in text, exported.wait(30))
 provider.shutdown()
 server.shutdown()
 pool.close()
