@@ -60,11 +60,14 @@ def quick_refusal(recipe: Recipe) -> None:
     """redis-py tries no more often than told, which is once."""
     with running(recipe, 1) as (server,):
         server.kill()
-        begun = monotonic()
-        with pytest.raises(redis.ConnectionError):
-            module.connect(*server.address)
+        seconds = []
+        for _ in range(5):  # the machine may be busy now and then
+            begun = monotonic()
+            with pytest.raises(redis.ConnectionError):
+                module.connect(*server.address)
+            seconds.append(monotonic() - begun)
 
-        assert monotonic() - begun < 0.5  # by default it takes three seconds
+        assert min(seconds) < 0.5  # by default it takes three seconds
 
 
 def pipelines(recipe: Recipe) -> None:
@@ -117,8 +120,7 @@ def replicas(recipe: Recipe) -> None:
         to_read = stack.enter_context(module.RedisReplicas(service, 2, resolver=resolver))
         read = retry(lambda: _read(to_read), exc_classes=module.ERRORS, max_failures=2)
 
-        with to_write.get(PATIENCE) as c:
-            wait_until(lambda: c.set("key", "value") and c.wait(2, 100) == 2, what="two replicas")
+        _write(to_write)
         _read_often(to_read, read)
         with pytest.raises(redis.ReadOnlyError), to_read.get(PATIENCE) as c:
             c.set("key", "other")
@@ -126,8 +128,15 @@ def replicas(recipe: Recipe) -> None:
         copies[0].kill()
         assert [read() for _ in range(20)] == [b"value"] * 20
         copies[0].start()
+        _write(to_write)
         primary.kill()
         assert [read() for _ in range(20)] == [b"value"] * 20
+
+
+def _write(pool: Any) -> None:
+    """Write to a primary, and wait until both replicas have it."""
+    with pool.get(PATIENCE) as c:
+        wait_until(lambda: c.set("key", "value") and c.wait(2, 100) == 2, what="two replicas")
 
 
 def _read(cluster: Any) -> Any:
