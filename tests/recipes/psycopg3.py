@@ -148,7 +148,7 @@ def errors_of_statements(recipe: Postgres) -> None:
     """What is wrong with a statement is not wrong with the connection, OperationalError or not."""
     with recipe.make_server() as server, recipe.make_pool(server, 1) as pool:
         with pool.get(timeout=PATIENCE) as c:
-            c.execute("SET statement_timeout = 50")
+            c.execute("SET statement_timeout = 1000")  # ms
         for statement, error in (
             ("SELECT pg_sleep(60)", psycopg.errors.QueryCanceled),  # an OperationalError
             ("SELECT 1 / 0", psycopg.errors.DivisionByZero),
@@ -227,6 +227,7 @@ def _refusal(server: PostgreSQL, name: str) -> str:
     service = [Endpoint(name, server.port, (server.address[0],))]
     conninfo = f"{APP} sslmode=verify-full sslrootcert={authority_of(server)}"
     with module.PostgresReaders(conninfo, service, 1, timeout=2) as pool:
+        wait_until(lambda: pool.stats().opened or pool.stats().open_errors, what="the end of a connect")
         try:
             module.fetch(pool, "SELECT 1")
         except PoolTimeout as error:

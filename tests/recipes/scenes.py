@@ -220,10 +220,20 @@ def refused(recipe: Recipe) -> None:
 
 
 def _expect_refusal(pool: Any, recipe: Recipe) -> None:
+    cause = cause_of_timeout(pool)
+
+    assert isinstance(cause, recipe.refused), repr(cause)
+
+
+def cause_of_timeout(pool: Any) -> Any:
+    """Return what calls are told of why there is no connection, as soon as that is known."""
+    return wait_until(lambda: _timeout_of(pool).__cause__, what="the cause of a timeout")
+
+
+def _timeout_of(pool: Any) -> PoolTimeout:
     with pytest.raises(PoolTimeout) as caught, pool.get(timeout=0.5):
         pass
-
-    assert isinstance(caught.value.__cause__, recipe.refused), repr(caught.value.__cause__)
+    return caught.value
 
 
 def _is_open(pool: Any, recipe: Recipe) -> bool:

@@ -15,7 +15,7 @@ from tests.recipes.certificates import NAME, trust
 from tests.recipes.description import Recipe, load
 from tests.recipes.mail import Relay
 from tests.recipes.scenes import PATIENCE
-from tests.servers import _Server
+from tests.servers import _Server, wait_until
 
 module = load("smtp")
 OURSELVES = "app.example.org"
@@ -153,6 +153,7 @@ def _refusal(server: Relay, name: str, options: dict[str, Any]) -> str:
     """Send a mail to an endpoint of this name; return why there was no connection to it, nothing if there was one."""
     service = [Endpoint(name, server.port, (server.address[0],))]
     with module.SMTPRelays(service, OURSELVES, 1, timeout=2, **options) as pool:
+        wait_until(lambda: pool.stats().opened or pool.stats().open_errors, what="the end of a connect")
         try:
             module.send(pool, mail("two"))
         except PoolTimeout as error:
