@@ -12,4 +12,4 @@ app = Celery(broker=os.environ["BROKER"], backend=os.environ["BROKER"])
 if __name__ == "__main__":
     results = [app.send_task("ask", [f"token-{n}"]) for n in range(int(sys.argv[1]))]
     for result in results:
-        print(result.get(timeout=20, propagate=False))
+        print(result.get(timeout=30, propagate=False))
