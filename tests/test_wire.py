@@ -691,12 +691,12 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_no_message_takes_long(kind):
-    started = time.perf_counter()
+    started = time.thread_time()  # which goes on only while we do
     try:
         follow(parse(HOSTILE[kind]))
     except Malformed as reason:
         print(f"{kind}: refused: {reason}")
-    took = time.perf_counter() - started
+    took = time.thread_time() - started
     print(f"{kind}: {len(HOSTILE[kind])} octets in {1000 * took:.1f} ms")
 
     assert took < 0.5
