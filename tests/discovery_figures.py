@@ -29,7 +29,7 @@ SERVICE = f"{NAME}.{Bind.zone}"
 
 class Sockets(ClusterPool[socket.socket]):
     def _new_connection(self, endpoint: Endpoint) -> socket.socket:
-        return endpoint.connect(5)
+        return endpoint.connect(30)
 
 
 def hold(connection: socket.socket, _address: object) -> None:
@@ -45,12 +45,12 @@ def seconds_to_first_call(bind: Bind, updates: int) -> list[float]:
     pool = Sockets(SERVICE, 1, resolver=DNSResolver([bind.address], min_refresh=1))
     took = []
     with closing(pool):
-        pool.wait(timeout=10)
+        pool.wait(timeout=30)
         for server in servers[1:]:
             gevent.sleep(uniform(1.0, 2.0))
             bind.update(add=[_record(int(server.address[1]))], ttl=1)
             began = monotonic()
-            wait_until(partial(_may_call, pool, int(server.address[1])), 20, "the new endpoint")
+            wait_until(partial(_may_call, pool, int(server.address[1])), what="the new endpoint")
             took.append(monotonic() - began)
     for server in servers:
         server.stop()
@@ -84,7 +84,7 @@ def _may_call(pool: Sockets, port: int) -> Any:
     endpoint_pool = pool.pools.get(Endpoint(f"host.{Bind.zone}", port))
     if endpoint_pool is None:
         return False
-    with endpoint_pool.get(timeout=5) as c:
+    with endpoint_pool.get(timeout=30) as c:
         return c
 
 

@@ -74,22 +74,22 @@ def is_running(pid):
     return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
-def wait_for_the_end_of(pids, seconds=10.0):
+def wait_for_the_end_of(pids, seconds=30.0):
     end = monotonic() + seconds
     while alive(pids) and monotonic() < end:
         sleep(0.02)
     return alive(pids)
 
 
-@pytest.mark.bound(90)
+@pytest.mark.bound(140)
 def test_the_demo_shows_every_step_and_no_caller_sees_a_failure(start):
     begun = monotonic()
     demo = start("-m", "geventconnpool.demo")
-    output, _ = demo.communicate(timeout=80)
+    output, _ = demo.communicate(timeout=130)
     seconds = monotonic() - begun
 
     assert demo.returncode == 0, output
-    assert seconds < 60
+    assert seconds < 120
     assert re.fullmatch(r"\d{4,} calls, 0 failures seen by callers", output.splitlines()[-1])
     headings = [line for line in output.splitlines() if re.match(r"\d\. ", line)]
     assert [told.startswith(step) for told, step in zip(headings, STEPS, strict=True)] == [True] * 7

@@ -778,7 +778,7 @@ def test_targets_that_were_not_reached_in_time_are_asked_for_next_time_and_lose_
     add_alias_service(server, *range(1, 41), ttl=60, address_ttl=60)
     left = iter([None] * 31)
     server.fault = lambda query: next(left, "drop")
-    resolver = quick(server, timeout=10.0, lifetime=1.0)
+    resolver = quick(server, timeout=10.0, lifetime=3.0)
     first = resolver.resolve(SERVICE)
     assert 1 <= len(first.endpoints) < 40
     assert first.ttl == 0.0
