@@ -61,6 +61,7 @@ from geventconnpool._worker import Slice
 from geventconnpool.cluster import DNSResolver, Resolution, _pool
 
 HOST = "127.0.0.1"
+PATIENCE = 30.0  # seconds
 LIBC = ctypes.PyDLL(None)
 FORKS: dict[str, Callable[[], int]] = {
     "os": get_original("os", "fork"),
@@ -211,11 +212,11 @@ def make(size: int = 2, *, asking: bool = False, **options: Any) -> Any:
 
 
 def ready(pool: Any) -> Any:
-    pool.wait(pool.size, timeout=5)
+    pool.wait(pool.size, timeout=PATIENCE)
     return pool
 
 
-def until(condition: Callable[[], Any], seconds: float = 5.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -240,7 +241,7 @@ def in_child(job: Callable[[], Any], end: Callable[[], object] = leave, make_chi
     reader, writer = os.pipe()
     process = make_child()
     if process == 0:
-        signal.alarm(10)
+        signal.alarm(60)
         os_close(reader)
         tell(writer, job)
         os_close(writer)
@@ -288,7 +289,7 @@ NOTHING = [0] * 10
 
 def works(pool: Any) -> Any:
     """Use every connection of a pool; return the answers, and whether all are of this process."""
-    borrowed = [pool.acquire(timeout=5) for _ in range(pool.size)]
+    borrowed = [pool.acquire(timeout=PATIENCE) for _ in range(pool.size)]
     answers = [c.ask("PING") for c in borrowed]
     is_mine = all(c.owner == os.getpid() for c in borrowed)
     for c in borrowed:
@@ -304,7 +305,7 @@ def unharmed(pool: Any, before: list[Any]) -> Any:
 
 def use(pool: Any) -> Any:
     """Borrow, as a child does that knows nothing of its parent."""
-    with pool.get(timeout=5) as c:
+    with pool.get(timeout=PATIENCE) as c:
         return [c.owner == os.getpid(), c.ask("PING")]
 
 
@@ -320,7 +321,7 @@ def uses() -> Any:
         used = use(pool)
         ready(pool)
         s = pool.stats()
-        return [first == NOTHING, used, s.gets, s.opened, s.open, works(pool), pool.close(5)]
+        return [first == NOTHING, used, s.gets, s.opened, s.open, works(pool), pool.close(PATIENCE)]
 
     return [in_child(job), unharmed(pool, before)]
 
@@ -596,7 +597,7 @@ def gives_back() -> Any:
 
 def is_closed() -> Any:
     pool = ready(make())
-    pool.close(5)
+    pool.close(PATIENCE)
 
     def job() -> Any:
         first = [pool.closed, pool.close(1), "closed" in repr(pool)]
@@ -675,7 +676,7 @@ class Busy:
     def end(self) -> Any:
         """Have it settle; return what became of those who waited, and whether all still works."""
         until(lambda: self.pool.stats().connecting == 0)
-        gevent.joinall(self.waiting, timeout=5)
+        gevent.joinall(self.waiting, timeout=PATIENCE)
         self.pool.release(self.kept)
         Hooked.ping = ["PING"]
         me = os.getpid()
@@ -744,7 +745,7 @@ def in_child_alone(job: Callable[[], Any], *, answer: bool = False) -> Any:
     reader, writer = os.pipe()
     process = fork()
     if process == 0:
-        signal.alarm(10)
+        signal.alarm(60)
         tell(writer, job)
         os._exit(0)
     os_close(writer)
@@ -767,7 +768,7 @@ def has_just_been_served() -> Any:
     kept = pool.acquire()
 
     def wait_for_one() -> None:
-        with pool.get(timeout=5) as c:
+        with pool.get(timeout=PATIENCE) as c:
             served.append([os.getpid() == parent, c.owner == parent])
 
     parent = os.getpid()
@@ -780,7 +781,7 @@ def has_just_been_served() -> Any:
         return served
 
     told = in_child(job)
-    waiting.join(5)
+    waiting.join(PATIENCE)
     return [told, served, works(pool)]
 
 
@@ -808,7 +809,7 @@ def forks_as_it_is_served() -> Any:
     until(lambda: pool.stats().waiting == 2)
     for c in kept:
         pool.release(c)
-    gevent.joinall(waiting, 5)
+    gevent.joinall(waiting, PATIENCE)
     return [told, served, works(pool)]
 
 
@@ -924,7 +925,7 @@ def has_a_waiter_with_a_timeout() -> Any:
         return [used, s.gets, s.timeouts, s.waiting, s.wait_seconds == waited]
 
     told = in_child(job)
-    waiting.join(5)
+    waiting.join(PATIENCE)
     pool.release(kept)
     return [told, works(pool)]
 
@@ -956,7 +957,7 @@ def forks_in_a_hook() -> Any:
             super()._abort_connection(c)
 
     pool: Any
-    options: Any = {"keepalive": 0.01, "keepalive_timeout": 5}
+    options: Any = {"keepalive": 0.01, "keepalive_timeout": PATIENCE}
     pool = Forking(1, **options) if KIND == "lone" else Forking([(HOST, PORT)], 1, **options)
     until(lambda: len(told) == 4)
     pool.discard(pool.acquire())
@@ -989,7 +990,7 @@ def goes_on_in_a_hook() -> Any:
                 super()._abort_connection(c)
 
     pool: Any
-    options: Any = {"keepalive": 0.01, "keepalive_timeout": 5}
+    options: Any = {"keepalive": 0.01, "keepalive_timeout": PATIENCE}
     pool = Forking(1, **options) if KIND == "lone" else Forking([(HOST, PORT)], 1, **options)
     until(lambda: len(told) == 4)
     pool.discard(pool.acquire())
@@ -1005,7 +1006,7 @@ def in_child_that_returns(job: Callable[[], Any]) -> Any:
         os_close(writer)
         gevent.os.make_nonblocking(reader)
         return outcome(process, lambda: gevent.os.nb_read(reader, 65536), reader)
-    signal.alarm(10)
+    signal.alarm(60)
     me: Any = gevent.getcurrent()
 
     def finish() -> None:
@@ -1041,7 +1042,7 @@ def forks_in_a_thread() -> Any:
     before = counters(pool)
 
     def job() -> Any:
-        return [counters(pool) == NOTHING, use(pool), works(pool), pool.close(5)]
+        return [counters(pool) == NOTHING, use(pool), works(pool), pool.close(PATIENCE)]
 
     told = [gevent.get_hub().threadpool.apply(in_child_of_thread, (job,))]
     box: list[Any] = []
@@ -1055,7 +1056,7 @@ def in_child_of_thread(job: Callable[[], Any]) -> Any:
     reader, writer = os.pipe()
     process = FORKS["libc" if HOW.startswith("libc") else "os"]()
     if process == 0:
-        signal.alarm(10)
+        signal.alarm(60)
         tell(writer, job)
         os._exit(0)
     os_close(writer)
@@ -1086,7 +1087,7 @@ def looks_up() -> Any:
 
     told = in_child(job)
     service.answers = True
-    pool.wait(timeout=5)
+    pool.wait(timeout=PATIENCE)
     return [told, service.asked == [parent], works(pool)]
 
 
@@ -1111,13 +1112,13 @@ def is_between_slices() -> Any:
         run_hub()
         seen = [len(pool.pools), len(rested)]
         used = use(pool)
-        pool.wait(10, timeout=5)
+        pool.wait(10, timeout=PATIENCE)
         return [*seen, used, len(pool.pools), len(service.asked)]
 
     told = in_child(job)
     seen = [len(pool.pools), pool.stats().open, len(service.asked)]
     goes_on.append(True)
-    pool.wait(10, timeout=5)
+    pool.wait(10, timeout=PATIENCE)
     _pool.CHANGES_AT_ONCE, Slice.rest = before, slice_rest  # type: ignore[method-assign]
     return [told, seen, len(pool.pools), works(pool)]
 
@@ -1126,14 +1127,14 @@ def chooses() -> Any:
     """Fork with pools for three of a thousand endpoints: two children, and a child of one, choose for themselves."""
     pool: Any = Cluster([(HOST, port) for port in range(1, 1001)], 1, subset=3)
     made.add(pool)
-    pool.wait(3, timeout=5)
+    pool.wait(3, timeout=PATIENCE)
 
     def ports() -> list[int]:
         return sorted(endpoint.port for endpoint in pool.pools)
 
     def job() -> Any:
         told = [ports(), use(pool)]
-        pool.wait(3, timeout=5)
+        pool.wait(3, timeout=PATIENCE)
         return [*told, ports()]
 
     def job_of_two() -> Any:
@@ -1155,7 +1156,7 @@ def keeps_an_endpoint_pool() -> Any:
         part.release(kept)
         part.discard(kept)
         told.append(refusal(part.acquire))
-        pool.wait(timeout=5)
+        pool.wait(timeout=PATIENCE)
         told.append(refusal(part.acquire))
         return [*told, use(pool.pools[endpoint])]
 
@@ -1193,7 +1194,7 @@ def runs_processes() -> Any:
         told = [run_process(context, pool) for _ in range(4)]
     else:
         with context.Pool(2, initializer=shared.append, initargs=(pool,)) as processes:
-            told = processes.map_async(use_shared, range(4)).get(10)
+            told = processes.map_async(use_shared, range(4)).get(PATIENCE)
         processes.join()
     return [told, unharmed(pool, before)]
 
@@ -1209,7 +1210,7 @@ def run_process(context: Any, pool: Any) -> Any:
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=lambda: sender.send(use(pool)))
     process.start()
-    told = receiver.recv() if receiver.poll(10) else None
+    told = receiver.recv() if receiver.poll(PATIENCE) else None
     process.join()
     return told
 
@@ -1236,7 +1237,7 @@ def takes_its_time() -> Any:
             return object()
 
     pool = Things(1000)
-    pool.wait(timeout=20)
+    pool.wait(timeout=PATIENCE)
     switches: list[Any] = []
 
     times: list[float] = []

@@ -69,7 +69,7 @@ def run(how: str, kind: str) -> Report:
     server = Recorder()
     command = [sys.executable, "-m", "tests.forking", how, kind, str(server.address[1]), *scenes_of(how, kind)]
     try:
-        program = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        program = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     finally:
         server.stop()
     lines = map(json.loads, program.stdout.splitlines())
@@ -472,13 +472,13 @@ with pool.get():
         waiter = gevent.spawn(get)
         gevent.sleep(0.01)
 if not child:
-    waiter.join(5)
+    waiter.join(30)
     os._exit(got != [os.getpid()])
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
 def test_who_waits_in_a_child_is_not_handed_what_a_block_of_the_parent_gives_back_there():
-    done = subprocess.run([sys.executable, "-c", HANDS_OVER], cwd=Path(__file__).parents[1], timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", HANDS_OVER], cwd=Path(__file__).parents[1], timeout=60, check=False)
 
     assert done.returncode == 0

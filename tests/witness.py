@@ -151,7 +151,7 @@ class Program:
         """What its processes have written so far, to standard output and error."""
         return self._log.read_text(errors="replace")
 
-    def wait(self, timeout: float = 15.0) -> int:
+    def wait(self, timeout: float = 30.0) -> int:
         """Wait for its end and return the exit code."""
         wait_until(lambda: self._process.poll() is not None, timeout, f"the end of {self._name}")
         return self._process.returncode

@@ -11,7 +11,7 @@ from gevent import socket
 
 from geventconnpool import ClusterPool, ConnectionPool, Endpoint
 
-TIMEOUT = 20.0  # seconds for an answer
+TIMEOUT = 30.0  # seconds for an answer
 
 
 class WrongAnswer(Exception):
@@ -119,12 +119,12 @@ def open_pools() -> tuple[Pool, Cluster]:
     """Make what an application has at module level; with WARM_UP, wait until it is connected, as some do there."""
     first, *others = witnesses()
     places = (
-        Pool(first, 3, keepalive=0.3, keepalive_timeout=30),
-        Cluster(others, 2, keepalive=0.3, keepalive_timeout=30),
+        Pool(first, 3, keepalive=0.3, keepalive_timeout=TIMEOUT),
+        Cluster(others, 2, keepalive=0.3, keepalive_timeout=TIMEOUT),
     )
     if os.environ.get("WARM_UP"):
         for place in places:
-            place.wait(timeout=20)
+            place.wait(timeout=TIMEOUT)
     return places
 
 

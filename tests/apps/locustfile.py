@@ -30,7 +30,7 @@ class Caller(User):  # type: ignore[misc]  # what is not installed has no types
         error = None
         began = perf_counter()
         try:
-            with place.get(timeout=10) as c:
+            with place.get(timeout=30) as c:
                 c.ask("ASK", f"token-{next(numbers)}")
         except Exception as exception:
             error = exception

@@ -15,7 +15,7 @@ from gevent.monkey import get_original
 
 from geventconnpool import Endpoint, PoolTimeout
 from geventconnpool.cluster import Resolution
-from tests.apps.client import Client, Cluster, Pool, witnesses
+from tests.apps.client import TIMEOUT, Client, Cluster, Pool, witnesses
 
 Fork = Callable[[Callable[[], object]], None]
 Say = Callable[[str], None]
@@ -27,7 +27,7 @@ HASTE = 0.3  # seconds that a hasty waiter waits
 _select: Any = get_original("select", "select")
 
 
-def until(condition: Callable[[], object], seconds: float = 5.0) -> bool:
+def until(condition: Callable[[], object], seconds: float = TIMEOUT) -> bool:
     """Let the hub run until a condition holds; say whether it does, in the end."""
     deadline = monotonic() + seconds
     while not condition() and monotonic() < deadline:
@@ -43,24 +43,24 @@ def let_pass(seconds: float) -> None:
 def make(keepalive: float | None = None) -> tuple[Pool, Cluster]:
     """Open a pool of two connections and a cluster of two servers with one connection each."""
     places = (
-        Pool(FIRST, SIZE, keepalive=keepalive, keepalive_timeout=5),
-        Cluster(OTHERS, 1, keepalive=keepalive, keepalive_timeout=5),
+        Pool(FIRST, SIZE, keepalive=keepalive, keepalive_timeout=TIMEOUT),
+        Cluster(OTHERS, 1, keepalive=keepalive, keepalive_timeout=TIMEOUT),
     )
     for place in places:
-        place.wait(timeout=5)
+        place.wait(timeout=TIMEOUT)
     return places
 
 
 def ask(*places: Pool | Cluster, size: int = SIZE) -> list[int]:
     """Borrow all connections at once and use them; return their numbers."""
     with ExitStack() as stack:
-        clients = [stack.enter_context(place.get(timeout=5)) for place in places for _ in range(size)]
+        clients = [stack.enter_context(place.get(timeout=TIMEOUT)) for place in places for _ in range(size)]
         return sorted(client.ask("ASK") for client in clients)
 
 
 def close(*places: Pool | Cluster) -> None:
     for place in places:
-        assert place.close(5)
+        assert place.close(TIMEOUT)
 
 
 def idle(fork: Fork, say: Say) -> None:
@@ -114,9 +114,9 @@ class Asking:
 
 def unused(fork: Fork, say: Say) -> None:
     """The child lets its hub run for five times the interval of keepalives and look-ups before it uses a pool."""
-    places = Pool(FIRST, SIZE, keepalive=KEEPALIVE, keepalive_timeout=5), Cluster(Asking(), 1)
+    places = Pool(FIRST, SIZE, keepalive=KEEPALIVE, keepalive_timeout=TIMEOUT), Cluster(Asking(), 1)
     for place in places:
-        place.wait(timeout=5)
+        place.wait(timeout=TIMEOUT)
     numbers = ask(*places)
     fork(partial(_use_late, *places))
     assert ask(*places) == numbers
@@ -133,14 +133,14 @@ def _use_late(*places: Pool | Cluster) -> None:
 def waiting(fork: Fork, say: Say) -> None:
     """The only connection is lent, one greenlet waits for ever and one not for long."""
     pool = Pool(FIRST, 1)
-    held = pool.acquire(timeout=5)
+    held = pool.acquire(timeout=TIMEOUT)
     patient = gevent.spawn(_wait_in_line, pool, say, None)
     hasty = gevent.spawn(_wait_in_line, pool, say, HASTE)
     assert until(lambda: pool.stats().waiting == 2)
     fork(partial(_borrow_beside_waiters, pool))
-    hasty.join(timeout=5)
+    hasty.join(timeout=TIMEOUT)
     pool.release(held)
-    patient.join(timeout=5)
+    patient.join(timeout=TIMEOUT)
     close(pool)
 
 
@@ -153,7 +153,7 @@ def _wait_in_line(pool: Pool, say: Say, timeout: float | None) -> None:
 
 
 def _borrow_beside_waiters(pool: Pool) -> None:
-    with pool.get(timeout=5) as client:
+    with pool.get(timeout=TIMEOUT) as client:
         let_pass(HASTE + KEEPALIVE)
         client.ask("ASK")
     let_pass(KEEPALIVE)  # the connection is free: nobody who waits in the parent may take it here
@@ -163,15 +163,15 @@ def _borrow_beside_waiters(pool: Pool) -> None:
 def lent(fork: Fork, say: Say) -> None:
     """Leases of every kind are open; the child ends each of them in another way."""
     pool = Pool(FIRST, 5)
-    leases = [pool.get(timeout=5) for _ in range(2)]
-    clients = [lease.__enter__() for lease in leases] + [pool.acquire(timeout=5) for _ in range(2)]
+    leases = [pool.get(timeout=TIMEOUT) for _ in range(2)]
+    clients = [lease.__enter__() for lease in leases] + [pool.acquire(timeout=TIMEOUT) for _ in range(2)]
     enough = Event()
     holder = gevent.spawn(_hold, pool, enough)
     assert until(lambda: pool.stats().in_use == 5)
     fork(partial(_end_leases, pool, leases, clients[2:], holder))
     numbers = [client.ask("ASK") for client in clients]
     enough.set()
-    holder.get(timeout=5)
+    holder.get(timeout=TIMEOUT)
     for lease in leases:
         lease.__exit__(None, None, None)
     for client in clients[2:]:
@@ -181,7 +181,7 @@ def lent(fork: Fork, say: Say) -> None:
 
 
 def _hold(pool: Pool, enough: Event) -> None:
-    with pool.get(timeout=5) as client:
+    with pool.get(timeout=TIMEOUT) as client:
         enough.wait()
         client.ask("HELD")
 
@@ -206,14 +206,14 @@ def connecting(fork: Fork, say: Say) -> None:
     pool = Pool(FIRST, SIZE)
     assert until(lambda: len(_pending("HELLO")) == SIZE)
     fork(partial(_live_beside_hooks, pool, say, _pending("HELLO")))
-    pool.wait(timeout=5)
+    pool.wait(timeout=TIMEOUT)
     ask(pool)
     close(pool)
 
 
 def checking(fork: Fork, say: Say) -> None:
     """A keepalive is under way."""
-    pool = Pool(FIRST, SIZE, keepalive=KEEPALIVE, keepalive_timeout=5)
+    pool = Pool(FIRST, SIZE, keepalive=KEEPALIVE, keepalive_timeout=TIMEOUT)
     assert until(lambda: _pending("PING"))
     fork(partial(_live_beside_hooks, pool, say, _pending("PING")))
     ask(pool)
@@ -225,7 +225,7 @@ def looking_up(fork: Fork, say: Say) -> None:
     cluster = Cluster(Asking(), 1)
     assert until(lambda: _pending("RESOLVE"))
     fork(partial(_live_beside_hooks, cluster, say, _pending("RESOLVE")))
-    cluster.wait(timeout=5)
+    cluster.wait(timeout=TIMEOUT)
     assert cluster.stats().discovery.last_error is None
     ask(cluster)
     close(cluster)
@@ -241,8 +241,8 @@ def _live_beside_hooks(place: Pool | Cluster, say: Say, inherited: list[Client])
     What is there to be read stays there until the parent reads it, and must not keep the hub of this process busy.
     """
     say("is beside hooks")
-    until(lambda: all(map(_is_readable, inherited)), 1.0)
-    with gevent.Timeout(5, AssertionError("the hub does not come to rest")):
+    until(lambda: all(map(_is_readable, inherited)))
+    with gevent.Timeout(TIMEOUT, AssertionError("the hub does not come to rest")):
         for _ in range(3):
             gevent.idle()
     ask(place)

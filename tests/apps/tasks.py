@@ -16,7 +16,7 @@ pool, cluster = open_pools()
 @app.task(name="ask")
 def ask(token: str) -> str:
     for place in (pool, cluster):
-        with place.get(timeout=20) as c:
+        with place.get(timeout=30) as c:
             c.ask("ASK", token)
     return f"{os.getpid()} {token} right"
 

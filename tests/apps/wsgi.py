@@ -22,7 +22,7 @@ def verdict(token: str) -> str:
     """Borrow from both pools and say whether the answers were to what was asked."""
     try:
         for place in (pool, cluster):
-            with place.get(timeout=20) as c:
+            with place.get(timeout=30) as c:
                 c.ask("ASK", token)
     except Exception as error:
         return repr(error)
