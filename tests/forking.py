@@ -107,6 +107,7 @@ class Client:
         self.owner = os.getpid()
         self.is_closed = False
         self.scene = scene
+        self.asked = ""
         self.socket = gevent.socket.socket()  # not create_connection: its threads are gone in a child
         self.socket.connect((HOST, PORT))
         self.ask(hello[0] if len(hello) == 1 else hello.pop(0))
@@ -119,6 +120,7 @@ class Client:
 
     def ask(self, word: str) -> str:
         self.socket.sendall(self.line(word))
+        self.asked = word
         return str(self.socket.recv(100).decode().strip())
 
     def close(self, write: Callable[[int, bytes], int] = os.write) -> None:
@@ -653,14 +655,16 @@ class Busy:
         self.served: list[Any] = []
         hello[:] = ["HELLO", "HELLO", "LATER", "HELLO"]
         Hooked.ping = ["LATER", "PING"]
-        self.pool = make(3, keepalive=0.01, keepalive_timeout=5, on_event=self.listen)
-        self.pool.wait(2, timeout=5)
-        self.kept = self.pool.acquire(timeout=5)
-        until(lambda: self.pool.stats().idle == 0 and self.pool.stats().connecting == 1)
-        self.waiting = [gevent.spawn(self.wait_for_one, 5), gevent.spawn(self.wait_for_one, 0.1)]
+        self.pool = make(3, keepalive=0.01, keepalive_timeout=PATIENCE, on_event=self.listen)
+        self.pool.wait(2, timeout=PATIENCE)
+        self.kept = self.pool.acquire(timeout=PATIENCE)
+        until(lambda: len(self.left_waiting()) == 2)
+        self.waiting = [gevent.spawn(self.wait_for_one, PATIENCE), gevent.spawn(self.wait_for_one, 0.1)]
         until(lambda: self.pool.stats().waiting == 2)
-        clients = [c for c in gc.get_objects() if type(c) is Client and c.scene == scene and c is not self.kept]
-        self.sockets = [c.fileno() for c in clients]
+        self.sockets = [c.fileno() for c in self.left_waiting()]
+
+    def left_waiting(self) -> list[Client]:
+        return [c for c in gc.get_objects() if type(c) is Client and c.scene == scene and c.asked == "LATER"]
 
     def listen(self, event: Any) -> None:
         self.heard.append(os.getpid())
