@@ -408,7 +408,7 @@ def make_kept_alive_pool(tcp_server):
 
 
 def test_an_application_level_keepalive_runs_for_each_idle_connection(make_kept_alive_pool, tcp_server):
-    with make_kept_alive_pool(4, keepalive=0.05) as pool:
+    with make_kept_alive_pool(4, keepalive=0.05, keepalive_timeout=30) as pool:
         wait_until(lambda: tcp_server.lines.count(b"PING") >= 12)
 
         assert pool.stats().open == 4
@@ -416,7 +416,7 @@ def test_an_application_level_keepalive_runs_for_each_idle_connection(make_kept_
 
 
 def test_a_keepalive_that_raises_has_its_connection_replaced(make_kept_alive_pool, tcp_server):
-    with make_kept_alive_pool(4, keepalive=0.05) as pool:
+    with make_kept_alive_pool(4, keepalive=0.05, keepalive_timeout=30) as pool:
         wait_until(lambda: tcp_server.open == 4)
         tcp_server.close_all()
 
@@ -437,7 +437,7 @@ def test_all_of_this_holds_after_monkey_patch_all():
         env={**os.environ, "GEVENTCONNPOOL_TEST_PATCHED": "1"},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
         check=False,
     )
 
