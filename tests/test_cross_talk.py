@@ -224,19 +224,19 @@ class Pool(ConnectionPool[socket.socket]):
         super().__init__(size)
 
     def _new_connection(self) -> socket.socket:
-        return socket.create_connection(self.address, timeout=5)
+        return socket.create_connection(self.address, timeout=30)
 
 
 class Cluster(ClusterPool[socket.socket]):
     def _new_connection(self, endpoint: Endpoint) -> socket.socket:
-        return endpoint.connect(timeout=5)
+        return endpoint.connect(timeout=30)
 
 
 class Careless:
     """What one writes in an afternoon: however its block ends, a connection goes back."""
 
     def __init__(self, address: tuple[str, int], size: int) -> None:
-        self._all = [socket.create_connection(address, timeout=5) for _ in range(size)]
+        self._all = [socket.create_connection(address, timeout=30) for _ in range(size)]
         self._idle: Any = Queue(items=self._all)
 
     @contextmanager
@@ -254,7 +254,7 @@ class Careless:
 
 def check_counters(pool: Any, proxies: list[Proxy], size: int, interrupted: int) -> None:
     """Assert that the pool is full again, lost a connection per interruption and no other, and closes every one."""
-    wait_until(lambda: pool.stats().idle == size, what=f"the refill of {pool!r}")
+    wait_until(lambda: (pool.stats().idle, pool.stats().closed) == (size, interrupted), what=f"the refill of {pool!r}")
     stats = pool.stats()
     assert {cause: count for cause, count in stats.discarded.items() if count} == {"interrupted": interrupted}
     assert (stats.open, stats.in_use, stats.connecting, stats.waiting) == (size, 0, 0, 0)
