@@ -145,12 +145,12 @@ def nothing_is_left_open() -> Iterator[None]:
     for pool in Pairs.alive:
         end_of(pool)
     Pairs.alive.clear()
-    wait_until(lambda: descriptors() <= before, 5, "the close of every descriptor")
+    wait_until(lambda: descriptors() <= before, what="the close of every descriptor")
 
 
 def end_of(pool):
     pool.close(0)
-    wait_until(lambda: is_over(pool), 5, f"the end of {pool}")
+    wait_until(lambda: is_over(pool), what=f"the end of {pool}")
     for _, theirs in pool.pairs:
         close_if_it_can_be(theirs)
 
@@ -172,7 +172,7 @@ def descriptors() -> set[tuple[int, str]]:
 
 def ready(pool):
     """Return the pool when it is full."""
-    pool.wait(timeout=5)
+    pool.wait(timeout=30)
     return pool
 
 
@@ -184,7 +184,7 @@ def rest(pool, seconds=1.0):
             slot.kept -= seconds
 
 
-def lend(pool, timeout=5.0):
+def lend(pool, timeout=30.0):
     """Borrow a connection, return it, and return which it was."""
     with pool.get(timeout=timeout) as c:
         return c
@@ -669,7 +669,7 @@ left open: 0
 
 def run(program: str, *arguments: str) -> str:
     command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd=ROOT)
     assert done.stderr == ""
     return done.stdout
 
@@ -1157,7 +1157,7 @@ def test_a_system_exception_out_of_an_overridden_fileno_goes_to_the_hub_and_the_
 
     pool = ready(Telling(tell))
     c = lend(pool)
-    wait_until(lambda: kinds, 2)
+    wait_until(lambda: kinds)
 
     assert kinds == [kind]
     assert rest_and_lend(pool) is c
@@ -1165,7 +1165,7 @@ def test_a_system_exception_out_of_an_overridden_fileno_goes_to_the_hub_and_the_
 
 def test_an_overridden_fileno_that_raises_is_told_of():
     pool = ready(Telling(fail))
-    wait_until(lambda: [e for e in pool.heard if isinstance(e, events.HookFailed)], 2)
+    wait_until(lambda: [e for e in pool.heard if isinstance(e, events.HookFailed)])
     told = [e for e in pool.heard if isinstance(e, events.HookFailed)]
 
     assert [(e.hook, str(e.error)) for e in told] == [("_fileno", "cannot tell")]
@@ -1388,7 +1388,7 @@ def test_after_a_failure_of_the_pool_every_connection_that_is_older_is_looked_at
     trouble(pool)
     close_by_fin(second, pool.peer(second))
     with looks(second) as count:
-        lent = [lend(pool, 0.5) for _ in range(2)]
+        lent = [lend(pool) for _ in range(2)]
 
     assert second not in lent
     assert count() == [1]
@@ -1670,12 +1670,12 @@ class Clients(ConnectionPool[socket.socket]):
         super().__init__(size)
 
     def _new_connection(self):
-        return socket.create_connection(self.server.address, timeout=1)
+        return socket.create_connection(self.server.address, timeout=30)
 
 
 class Clusters(ClusterPool[socket.socket]):
     def _new_connection(self, endpoint):
-        return endpoint.connect(timeout=1)
+        return endpoint.connect(timeout=30)
 
 
 class Load:
@@ -1701,7 +1701,7 @@ class Load:
             gevent.sleep(0.001 * (1 + number % 4))
 
     def _call_once(self, text: bytes) -> None:
-        with self.pool.get(timeout=10) as c:
+        with self.pool.get(timeout=30) as c:
             self.in_flight += 1
             try:
                 echo(c, text)
@@ -1710,11 +1710,11 @@ class Load:
 
     def go_on(self, calls: int) -> None:
         goal = self.calls + calls
-        wait_until(lambda: self.calls >= goal, 20, f"{calls} calls")
+        wait_until(lambda: self.calls >= goal, what=f"{calls} calls")
 
     def stop(self) -> None:
         self._is_on = False
-        gevent.joinall(self._greenlets, timeout=20, raise_error=True)
+        gevent.joinall(self._greenlets, timeout=30, raise_error=True)
 
 
 @pytest.fixture
@@ -1729,7 +1729,7 @@ def end(server: Redis, how: str) -> None:
     process = server._process
     assert process is not None
     getattr(process, how)()
-    process.wait(timeout=10)
+    process.wait(timeout=30)
     server.kill()
 
 
