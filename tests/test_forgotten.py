@@ -178,7 +178,7 @@ def closing(make: Any) -> list[Any]:
 
 def kept_alive(make: Any) -> list[Any]:
     Hooked.slow.add("_keepalive")
-    pool = make(keepalive=0.01, keepalive_timeout=5)
+    pool = make(keepalive=0.01, keepalive_timeout=30)
     wait_until(lambda: "_keepalive" in Hooked.calls)
     return [pool]
 
@@ -450,7 +450,7 @@ while not told or not told[-1][0]:
     run(use)
 print(told[-1][1], {what for _, what in told})
 """
-    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
 
     assert result.stdout == "refused {'refused'}\n"
 

@@ -27,7 +27,7 @@ from tests.switches import Interrupter
 
 A, B = Endpoint("127.0.0.1", 1), Endpoint("127.0.0.1", 2)
 QUICK = OutlierDetection(consecutive_failures=1, base_ejection_time=0.002, jitter=0)
-KEPT: dict[str, Any] = {"keepalive": 0.01, "keepalive_timeout": 5}
+KEPT: dict[str, Any] = {"keepalive": 0.01, "keepalive_timeout": 30}
 BOUND = 0.05  # seconds for a hook that hangs
 
 Kind = Callable[[], BaseException]
