@@ -194,7 +194,7 @@ def ready(pool: Any) -> Any:
     return pool
 
 
-def wait_until(condition: Callable[[], Any], timeout: float = 10.0, what: str = "the condition") -> None:
+def wait_until(condition: Callable[[], Any], timeout: float = 30.0, what: str = "the condition") -> None:
     """Most of what is waited for here takes a few turns of the loop."""
     for _ in range(20):
         if condition():
@@ -227,17 +227,17 @@ def serves_all(pool: Any) -> None:
     assert gauges(pool) == (SIZE, 0, SIZE, 0, 0)
     for c in held:
         pool.release(c)
-    wait_until(lambda: gauges(pool) == (SIZE, SIZE, 0, 0, 0), 5, f"rest of {pool}")
+    wait_until(lambda: gauges(pool) == (SIZE, SIZE, 0, 0, 0), what=f"rest of {pool}")
     s = pool.stats()
     assert s.opened - s.closed == SIZE
 
 
 def is_at_its_end(pool: Any) -> None:
-    wait_until(lambda: pool.stats().closed == pool.stats().opened, 5, f"the end of {pool}")
+    wait_until(lambda: pool.stats().closed == pool.stats().opened, what=f"the end of {pool}")
     assert gauges(pool) == (0, 0, 0, 0, 0)
     assert len(pool.ended) == len({id(c) for c in pool.ended}) == pool.stats().opened
     assert sum(pool.stats().discarded.values()) <= pool.stats().closed
-    wait_until(lambda: all(worker.dead for worker in pool.workers), 5, f"the end of the greenlets of {pool}")
+    wait_until(lambda: all(worker.dead for worker in pool.workers), what=f"the end of the greenlets of {pool}")
 
 
 def outcome_of(job: Callable[[], object]) -> object:
@@ -299,7 +299,7 @@ def play(pool: Any, hook: str) -> list[BaseException]:
 
 
 def options_for(hook: str, **options: Any) -> dict[str, Any]:
-    return {"keepalive": 0.003, "keepalive_timeout": 5, **options} if hook == KEEP else options
+    return {"keepalive": 0.003, "keepalive_timeout": 30, **options} if hook == KEEP else options
 
 
 def raising(error: BaseException) -> Step:
@@ -539,7 +539,7 @@ def test_a_hook_that_swallows_every_bound_does_not_hold_up_close_beyond_its_time
     started = time.monotonic()
     pool.close(0.05)
 
-    assert 0.04 < time.monotonic() - started < 2
+    assert 0.04 < time.monotonic() - started < 10
     blocked.set()
     survives(pool)
 
@@ -614,7 +614,7 @@ def suicidal(*, block: bool, seconds: float | None) -> Step:
 def test_a_hook_that_kills_its_own_greenlet_costs_no_slot(make, hook, block, seconds):
     pool = make({hook: [suicidal(block=block, seconds=seconds)] * 2}, **options_for(hook))
     for _ in range(2):
-        gevent.spawn(play, pool, hook).join(5)
+        gevent.spawn(play, pool, hook).join(30)
 
     assert not pool.script[hook]
     survives(pool)
@@ -1343,7 +1343,7 @@ def test_an_object_that_is_in_the_pool_in_whatever_state_is_refused_and_left_alo
     def make_again(pool: Any, subject: Any) -> Any:
         return same[0]
 
-    options = options_for(KEEP if state is under_keepalive else OPEN, keepalive_timeout=5)
+    options = options_for(KEEP if state is under_keepalive else OPEN, keepalive_timeout=30)
     pool = make({OPEN: [make_once] * SIZE + [make_again] * 3, KEEP: (), ABORT: ()}, **options)
     pool.made = []
     ready(pool)
