@@ -83,7 +83,7 @@ class Cluster(ClusterPool[Any]):
         assert c.ended is None
         c.ended = "aborted"
 
-    def call(self, timeout=5.0, to=None):
+    def call(self, timeout=30.0, to=None):
         """Use a connection, and return where it leads."""
         with (self if to is None else self.pools[to]).get(timeout) as c:
             if c.endpoint in self.dead:
@@ -97,7 +97,7 @@ class Cluster(ClusterPool[Any]):
         return {entry.endpoint: entry.state for entry in self.stats().endpoints}.get(endpoint)
 
     def becomes(self, endpoint, state):
-        wait_until(lambda: self.state(endpoint) == state, 5, f"{endpoint} {state}")
+        wait_until(lambda: self.state(endpoint) == state, what=f"{endpoint} {state}")
 
     def kinds(self, *kinds):
         return [event for event in self.heard if isinstance(event, kinds)]
@@ -173,7 +173,7 @@ def nothing_is_left_open(hub_errors):
     for pool in Cluster.alive:
         if hasattr(pool, "closed"):
             pool.close(0)
-            wait_until(partial(is_over, pool), 5, f"the end of {pool}")
+            wait_until(partial(is_over, pool), what=f"the end of {pool}")
             assert all(c.ended for c in pool.made)
 
 
@@ -191,7 +191,7 @@ def blocked(nothing_is_left_open):
 
 
 def ready(pool):
-    pool.wait(timeout=5)
+    pool.wait(timeout=30)
     return pool
 
 
@@ -229,7 +229,7 @@ def in_line(pool, *jobs):
     for job in jobs:
         before = pool.stats().waiting
         started.append(gevent.spawn(outcome, job))
-        wait_until(lambda before=before: pool.stats().waiting == before + 1, 5, "one more waiting")
+        wait_until(lambda before=before: pool.stats().waiting == before + 1, what="one more waiting")
     return started
 
 
@@ -526,7 +526,7 @@ def test_gets_of_one_endpoint_and_of_the_cluster_stand_in_one_queue():
     waiting = in_line(pool, *jobs)
     counts = pool.stats().waiting, pool.pools[A].stats().waiting
     pool.release(c)
-    gevent.joinall(waiting, 5, raise_error=True)
+    gevent.joinall(waiting, 30, raise_error=True)
 
     assert [n for n, _ in served] == [0, 1, 2, 3, 4, 5]
     assert counts == (6, 3)
@@ -553,7 +553,7 @@ def test_who_waits_for_the_pool_of_one_endpoint_is_told_of_its_end(end, blocked)
     waiting = [gevent.spawn(outcome, job) for job in (one.wait, one.acquire)]
     gevent.idle()
     names.tell(B) if end == "removed" else pool.close(0)
-    gevent.joinall(waiting, 2)
+    gevent.joinall(waiting, 30)
 
     assert [type(greenlet.value) for greenlet in waiting] == [PoolClosed, PoolClosed]
 
@@ -578,7 +578,7 @@ def test_wait_is_for_every_available_endpoint_and_wait_n_for_connections_in_tota
 def test_wait_does_not_wait_for_what_is_ejected():
     pool = make(outlier=SLOW)
     eject(pool, A)
-    pool.wait(timeout=1)
+    pool.wait(timeout=30)
 
     assert pool.stats().open == 1
 
@@ -587,6 +587,7 @@ def test_while_dns_fails_a_get_waits_for_its_timeout_and_the_error_names_the_fai
     with DNSServer() as dns:
         dns.fault = "servfail"
         pool = Cluster(SERVICE, resolver=DNSResolver([dns.address]))
+        wait_until(lambda: pool.stats().discovery.last_error is not None, what="the failure")
         began = monotonic()
         with pytest.raises(PoolTimeout, match=f"{SERVICE}.*SERVFAIL") as caught:
             pool.call(0.3)
@@ -597,7 +598,7 @@ def test_while_dns_fails_a_get_waits_for_its_timeout_and_the_error_names_the_fai
         dns.fault = None
         dns.add_srv(SERVICE, "one.example.test", 7)
         dns.add_address("one.example.test", "127.0.0.1")
-        assert pool.call(5).name == "one.example.test"
+        assert pool.call().name == "one.example.test"
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -607,7 +608,7 @@ def test_a_service_without_endpoints_is_unavailable_at_once_also_for_who_waits(k
     c = pool.acquire(5) if known else None
     waiting = in_line(pool, pool.call, pool.call, *([pool.pools[A].acquire] if known else []))
     names.tell()
-    gevent.joinall(waiting, 2)
+    gevent.joinall(waiting, 30)
     with pytest.raises(PoolUnavailable, match="the service has no endpoints: 0 endpoints"):
         pool.call(None)
 
@@ -775,7 +776,7 @@ def test_if_none_is_available_all_are_probed_at_once_and_who_waits_is_served():
         waiting += in_line(pool, pool.call)
         pool.dead.clear()
         names.tell(one)
-        gevent.joinall(waiting, 2)
+        gevent.joinall(waiting, 30)
 
     assert c.endpoint == B
     assert waiting[0].value == A
@@ -1321,8 +1322,8 @@ def test_endpoints_come_and_go_as_dns_says_and_unchanged_ones_are_untouched():
         dns.remove_srv(SERVICE, "2.example.test", 2)
         dns.add_srv(SERVICE, "3.example.test", 3, ttl=0)
         dns.add_address("3.example.test", "127.0.0.1", ttl=0)
-        wait_until(lambda: {e.port for e in pool.pools} == {1, 3}, 5, "the change")
-        pool.wait(timeout=5)
+        wait_until(lambda: {e.port for e in pool.pools} == {1, 3}, what="the change")
+        pool.wait(timeout=30)
 
         assert [c.ended for c in first] == [None]
         assert sorted(e.port for e in pool.attempts) == [1, 2, 3]
@@ -1437,7 +1438,7 @@ def test_whatever_a_handler_raises_it_gets_the_other_events_too(failure, hub_err
 
     with caplog.at_level(logging.ERROR, "geventconnpool"):
         pool = make(size=2, on_event=handle)
-        wait_until(lambda: len(heard) == 7, 2, "two endpoints, four connections, one answer")
+        wait_until(lambda: len(heard) == 7, what="two endpoints, four connections, one answer")
 
         assert pool.call() in (A, B)
         assert {record.getMessage().partition(":")[0] for record in caplog.records} == {pool.stats().name}
@@ -1521,7 +1522,7 @@ def test_a_thousand_endpoints_rest_on_a_handful_of_greenlets_and_all_are_closed(
     gevent.idle()
     resting = greenlets() - before
     began = monotonic()
-    closed = pool.close(10)
+    closed = pool.close(30)
 
     assert len(resting) <= 5
     assert closed
@@ -1561,12 +1562,12 @@ def test_after_close_nothing_is_looked_up_probed_or_opened_and_no_greenlet_is_le
     waiting = [gevent.spawn(outcome, partial(pool.wait, 99))]
     waiting += in_line(pool, pool.call, pool.pools[B].acquire, pool.pools[A].acquire)
     closing = gevent.spawn(pool.close)
-    gevent.joinall(waiting, 2)
+    gevent.joinall(waiting, 30)
     refused = [type(greenlet.value) for greenlet in waiting]
     attempts = list(pool.attempts)
     gevent.sleep(0.1)
     pool.release(held)
-    closing.get(timeout=2)
+    closing.get(timeout=30)
     del waiting, closing
     gevent.idle()
 
@@ -1587,7 +1588,7 @@ def test_while_a_close_waits_for_its_users_nothing_is_looked_up():
     closing = gevent.spawn(pool.close)
     wait_until(lambda: pool.closed)
     asked = len(resolver.times)
-    wait_until(lambda: pool._lender.discovery.alarm == inf, 5, "the time of the next look-up")
+    wait_until(lambda: pool._lender.discovery.alarm == inf, what="the time of the next look-up")
     is_closing = not closing.ready()
     pool.release(held)
 
@@ -1629,7 +1630,7 @@ def test_close_waits_for_draining_endpoints_too_and_cuts_them_after_its_time():
     gevent.idle()
     waits = not greenlet.ready()
 
-    assert greenlet.get(timeout=2) is False
+    assert greenlet.get(timeout=30) is False
     assert waits
     wait_until(lambda: held.ended)
 
@@ -1645,7 +1646,7 @@ def test_a_forgotten_cluster_leaves_no_greenlet_and_no_pool(ejected, monkeypatch
     pool.call()
     Cluster.alive.clear()
     del pool
-    wait_until(lambda: gc.collect() >= 0 and not any(isinstance(o, Kept) for o in gc.get_objects()), 3, "collection")
+    wait_until(lambda: gc.collect() >= 0 and not any(isinstance(o, Kept) for o in gc.get_objects()), what="collection")
     gevent.sleep(0.02)
     asked = len(resolver.times)
     gevent.sleep(0.05)
@@ -1708,7 +1709,7 @@ def test_calls_are_spread_in_proportion_to_the_weights(balancer, users):
                 if users > 1:
                     gevent.sleep(0)
 
-    gevent.joinall([gevent.spawn(use) for _ in range(users)], 20, raise_error=True)
+    gevent.joinall([gevent.spawn(use) for _ in range(users)], 30, raise_error=True)
 
     for endpoint, weight in weights.items():
         assert calls[endpoint] / 4000 == pytest.approx(weight / 8, abs=0.04)
@@ -1749,7 +1750,7 @@ def test_a_balancer_that_raises_or_chooses_nobody_is_no_reason_to_lose_anything(
     wait_until(lambda: pool.entry(A).in_flight)
     waiting = in_line(pool, pool.call)  # the ejection of a serves it with b, of which the balancer is asked
     go.set()
-    gevent.joinall(waiting, 2)
+    gevent.joinall(waiting, 30)
     pool.becomes(A, "active")
     ready(pool)
     hub_errors.clear()
@@ -1878,7 +1879,7 @@ def test_a_closed_cluster_does_not_keep_the_loop_alive():
         pool.close(5)
         print(gevent.wait(timeout=5))
     """
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
 
     assert result.stdout == "True\n"
 
