@@ -68,7 +68,7 @@ else:
 R = TypeVar("R")
 
 CLOSE_TIMEOUT = 5.0  # seconds for _close_connection and _abort_connection
-PARTING_TIME = 0.1  # seconds for the user of a connection that is closed under him, once he has been woken
+PARTING_TIME, PARTING_TURNS = 0.1, 20  # seconds for a user under whom is closed, once he has been woken; and looks
 PEER_TIMEOUT = 1.0  # seconds for a client object to say where it leads
 BOUND_REPEAT = 1.0  # seconds until a hook that swallowed its bound gets it again
 EVENTS_KEPT = 10_000  # that a slow consumer may be behind
@@ -501,10 +501,11 @@ class Engine:
         cut = self.queue.cut
         if id(connection) not in cut or isinstance(connection, socket) or not self._wake_user(connection):
             return
-        end = monotonic() + PARTING_TIME
         with suppress(BaseException):  # whoever kills this greenlet, it is there to close
-            while id(connection) in cut and monotonic() < end:
-                sleep(PARTING_TIME / 20)
+            for _ in range(PARTING_TURNS):  # of the loop: a process that is held up meanwhile has them, too
+                if id(connection) not in cut:
+                    break
+                sleep(PARTING_TIME / PARTING_TURNS)
 
     def _wake_user(self, connection: Any) -> bool:
         """Do that, if the object says by which descriptor; not for long, as its user may hold a lock that it wants."""

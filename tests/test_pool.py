@@ -1374,8 +1374,13 @@ class Library:
 
 
 @pytest.mark.parametrize("end", ["closed", "drained"])
-def test_who_waits_by_a_descriptor_leaves_before_it_is_closed_under_him(tcp_server, end, monkeypatch):
-    monkeypatch.setattr("geventconnpool._engine.PARTING_TIME", 5)  # enough on a busy machine, too
+@pytest.mark.parametrize("held_up", [0.0, 0.3])
+def test_who_waits_by_a_descriptor_leaves_before_it_is_closed_under_him(tcp_server, end, held_up, monkeypatch):
+    def sleep(seconds):
+        gevent.get_hub().loop.run_callback(time.sleep, held_up)
+        gevent.sleep(seconds)
+
+    monkeypatch.setattr("geventconnpool._engine.sleep", sleep)
 
     class Clients(ConnectionPool[Library]):
         def _new_connection(self):
