@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from inspect import getattr_static
 from typing import Any
 
 import pytest
@@ -97,7 +98,7 @@ def recorded() -> Iterator[tuple[Moves, Moves]]:
     slots: Moves = defaultdict(set)
     members: Moves = defaultdict(set)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Slot, "state", State(Slot.__dict__["state"], FREE, slots))
+        patch.setattr(Slot, "state", State(getattr_static(Slot, "state"), FREE, slots))
         patch.setattr(Member, "state", State(None, GONE, members), raising=False)
         for name in ("connect_failed", "closed"):
             patch.setattr(Slots, name, _noting_the_end(getattr(Slots, name), FREE, slots))

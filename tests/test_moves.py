@@ -60,5 +60,5 @@ def test_no_other_move_is_made_whatever_happens_in_whatever_order(machine, moves
 
 
 def test_what_is_recorded_is_put_back_afterwards(moves):
-    assert type(_queue.Slot.__dict__["state"]).__name__ == "member_descriptor"
+    assert type(_queue.Slot.state).__name__ == "member_descriptor"
     assert "state" not in _members.Member.__dict__
