@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geventconnpool.cluster._load import FLOOR, STEP, Load, Peers, least
+from geventconnpool.cluster._load import FINEST_LOOK, FLOOR, STEP, Load, Peers, least
 
 LONGEST = 60.0
 
@@ -436,7 +436,7 @@ def test_the_end_of_a_call_is_news_if_it_took_longer_or_less_than_usual_also_whe
     load.look_at = load.later = 200.0
     load.returned(100.2 - seconds, 100.2)
 
-    assert load.look_at == pytest.approx(100.201 if is_news else 200.0)
+    assert load.look_at == pytest.approx(100.2 + FINEST_LOOK if is_news else 200.0)
 
 
 def test_the_news_of_a_call_is_not_forgotten_for_the_next_that_is_none():
@@ -447,7 +447,7 @@ def test_the_news_of_a_call_is_not_forgotten_for_the_next_that_is_none():
     load.returned(99.7, 100.0)
     load.returned(99.9002, 100.0002)
 
-    assert load.look_at == pytest.approx(100.001)
+    assert load.look_at == pytest.approx(100.0 + FINEST_LOOK)
 
 
 @pytest.mark.parametrize(("seconds", "factor"), [(0.05, 1.0), (0.5, 2.0)])
