@@ -11,12 +11,25 @@ from typing import Any
 
 import gevent
 
-from tests.benchmarks.pinging import CLUSTER, DIRECT, HAPROXY, NAIVE, Call, caller, missing, open_pool, start_redis
+from tests.benchmarks.pinging import (
+    CLUSTER,
+    DIRECT,
+    HAPROXY,
+    NAIVE,
+    Call,
+    caller,
+    connect,
+    missing,
+    open_pool,
+    ping,
+    start_redis,
+)
 from tests.benchmarks.rounds import QUICK_ROUNDS, ROUNDS, Figures, alternate
 from tests.benchmarks.simulator import quantile
 
 SIZE, KEEPALIVE = 10, 5.0
 SECONDS = {1: 0.2, 30: 0.3}  # of each round, by greenlets
+BARE = "no pool, one socket"  # for one greenlet: what no pool can be quicker than
 ALONE, MANY = ", 1 greenlet", ", 30 greenlets"
 TEXTS = {1: ALONE, 30: MANY}
 CALLS, P50, P99, CPU = "calls/s", "p50 us", "p99 us", "CPU us per call"
@@ -57,12 +70,15 @@ def measure(is_quick: bool) -> dict[str, Any]:
     with ExitStack() as stack:
         servers = start_redis(stack)
         calls = {kind: caller(open_pool(kind, servers, SIZE, KEEPALIVE, stack)) for kind in kinds}
+        bare = stack.enter_context(connect(servers[0].address))
         for greenlets, text in TEXTS.items():
             seconds = SECONDS[greenlets] / 10 if is_quick else SECONDS[greenlets]
             latencies: dict[str, list[float]] = {kind: [] for kind in kinds}
             contestants: dict[str, Callable[[], Figures]] = {
                 kind + text: partial(run, call, greenlets, seconds, latencies[kind]) for kind, call in calls.items()
             }
+            if greenlets == 1:
+                contestants[BARE + text] = partial(run, partial(ping, bare), greenlets, seconds, [])
             rows |= alternate(contestants, QUICK_ROUNDS if is_quick else ROUNDS)
             tails |= {kind + text: _tail(latencies[kind]) for kind in kinds}
     return {"rows": rows, "left_out": left_out, "tails": tails}

@@ -129,6 +129,13 @@ TARGETS = (
         ratio(pinging.CLUSTER + end_to_end.ALONE, pinging.HAPROXY + end_to_end.ALONE, end_to_end.P50),
         most=0.7,
     ),
+    Target(
+        "end-to-end",
+        "the same, one socket without any pool",
+        ratio(end_to_end.BARE + end_to_end.ALONE, pinging.HAPROXY + end_to_end.ALONE, end_to_end.P50),
+        most=0.7,
+        is_stretch=True,  # what a pool has no part in
+    ),
     *_failover(failover.KILLED, is_luck=True),  # both see the end of the connection at once
     *_failover(failover.STOPPED),
     Target("growth", "1,000 endpoints, min_size=0: greenlets at rest", figure(MANY_BARE, growth.GREENLETS), most=5),
