@@ -301,10 +301,8 @@ class Engine:
             if timeout is not None:
                 timer = self.hub.loop.timer(timeout)
                 timer.start(self._expire, sleeper, update=True)
-            while not sleeper.is_settled:
+            while not sleeper.is_settled or self.is_inherited:  # the turn of the loop may be a child's
                 self.hub.switch()
-                while self.is_inherited:  # the turn of the loop was a child's
-                    self.hub.switch()
         finally:
             sleeper.greenlet = None
             if sleeper.waking is not None:

@@ -358,10 +358,11 @@ class _LoneLender(PoolLender):
         waiter.greenlet = me
         switch = engine.hub.switch
         try:
-            while waiter.slot is None and waiter.error is None and not waiter.is_late:
+            while (
+                (waiter.slot is None and waiter.error is None and not waiter.is_late)
+                or stamp[0] != engine.stamp  # the turn of the loop may be a child's
+            ):
                 switch()
-                while stamp[0] != engine.stamp:  # the turn of the loop was a child's
-                    switch()
         except BaseException:
             self.interrupted(waiter, engine)
             raise
