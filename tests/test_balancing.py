@@ -666,6 +666,27 @@ def test_of_many_endpoints_each_gets_its_turn_to_be_looked_at(n, least):
     assert len(found) == n
 
 
+@pytest.mark.parametrize("n", [32, 33])
+def test_one_of_many_that_was_slow_has_its_share_again_when_it_has_been_tried(n):
+    cluster = filled(*many(n), size=1)
+
+    def play(until, seconds):
+        found = Counter()
+        while cluster.shell.now < until:
+            slot = cluster.take()
+            found[slot.endpoint.name] += 1
+            cluster.run_to(cluster.shell.now + (seconds if slot.endpoint.name == "e3" else 0.0005))
+            cluster.end(slot)
+        return found
+
+    slow = play(4.0, 0.05)
+    play(12.0, 0.0005)
+    well = play(14.0, 0.0005)
+
+    assert slow["e3"] < 10
+    assert well["e3"] > 0.5 * well["e4"]
+
+
 def test_for_whom_of_many_it_is_time_is_seen_in_a_second_though_there_are_few_calls():
     cluster = filled(*many(400), size=1)
     cluster.run_to(20.0)

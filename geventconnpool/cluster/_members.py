@@ -505,7 +505,7 @@ class Members:
             except ValueError:  # the collector has ended a lease in between
                 return None
         if load.spent < peers.rounds - peers.lag:
-            load = self._catch_up(load)
+            load = self._catch_up(load, now)
         if not load.pool.idle and not self._grows:
             load = self._idle_one(load, now)
         pool: Slots = load.pool
@@ -552,12 +552,11 @@ class Members:
         idle = [other for other in self._loads if other.pool.idle]
         return least(idle) if idle else load
 
-    def _catch_up(self, load: Load) -> Load:
-        """Put right what stands for less than it may, and choose again. Of many, only who would be chosen."""
-        if self._is_large:
-            load.is_behind()
-            return load
-        return least(self._loads)
+    def _catch_up(self, load: Load, now: float) -> Load:
+        """Put right what stands for less than it may, and choose again. Of many, between this and the next few."""
+        if not self._is_large:
+            return least(self._loads)
+        return min(load, self._least_of_a_few(now), key=KEY) if load.is_behind() else load
 
     def _see_loads(self) -> None:
         """Have the keys at hand, where it is only a matter of them who is chosen."""
