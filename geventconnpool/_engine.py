@@ -311,7 +311,7 @@ class Engine:
                 timer.close()
 
     def _expire(self, sleeper: Waiter | Watch) -> None:
-        if not sleeper.is_settled and not self.is_over:
+        if not sleeper.is_settled and not self.is_over and sleeper.greenlet is not None:
             sleeper.is_late = True
             if isinstance(sleeper, Waiter):
                 self.queue.withdraw(sleeper)

@@ -358,32 +358,33 @@ class _LoneLender(PoolLender):
         waiter.greenlet = me
         switch = engine.hub.switch
         try:
-            while (
-                (waiter.slot is None and waiter.error is None and not waiter.is_late)
-                or stamp[0] != engine.stamp  # the turn of the loop may be a child's
+            try:
+                while (
+                    (waiter.slot is None and waiter.error is None and not waiter.is_late)
+                    or stamp[0] != engine.stamp  # the turn of the loop may be a child's
+                ):
+                    switch()
+            finally:
+                waiter.greenlet = None
+                if waiter.waking is not None:
+                    waiter.waking.stop()
+                if engine is self.engine:
+                    self.wait_seconds += monotonic() - now
+            slot = waiter.slot
+            if (
+                slot is not None
+                and slot.state is IN_USE
+                and not slot.doomed
+                and slot.since == slot.seen
+                and slot.seen >= slots.trouble_at
             ):
-                switch()
+                spare.append(waiter)
+                waiter.slot = waiter.waking = None
+                return slot
         except BaseException:
             self.interrupted(waiter, engine)
             raise
-        finally:
-            waiter.greenlet = None
-            if waiter.waking is not None:
-                waiter.waking.stop()
-            if engine is self.engine:
-                self.wait_seconds += monotonic() - now
-        slot = waiter.slot
-        if (
-            slot is None
-            or slot.state is not IN_USE
-            or slot.doomed
-            or slot.since != slot.seen
-            or slot.seen < slots.trouble_at
-        ):
-            return self.claim(waiter, None)
-        waiter.slot = waiter.waking = None
-        spare.append(waiter)
-        return slot
+        return self.claim(waiter, None)
 
     def hand_over(self, slot: Slot, now: float) -> None:
         slots, engine = self.slots, self.engine
