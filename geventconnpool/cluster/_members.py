@@ -482,7 +482,7 @@ class Members:
         if not keys:
             return None
         # One call changes one key: to find the least of them takes one pass at the speed of C.
-        number = len(keys)
+        number, first = len(keys), 0
         if number == 3:  # the usual number; min() takes four times as long
             a, b, c = keys
             load = self._loads[(0 if a <= c else 2) if a <= b else 1 if b <= c else 2]
@@ -505,7 +505,7 @@ class Members:
             except ValueError:  # the collector has ended a lease in between
                 return None
         if load.spent < peers.rounds - peers.lag:
-            load = self._catch_up(load, now)
+            load = self._catch_up(load, first)
         if not load.pool.idle and not self._grows:
             load = self._idle_one(load, now)
         pool: Slots = load.pool
@@ -552,11 +552,12 @@ class Members:
         idle = [other for other in self._loads if other.pool.idle]
         return least(idle) if idle else load
 
-    def _catch_up(self, load: Load, now: float) -> Load:
-        """Put right what stands for less than it may, and choose again. Of many, between this and the next few."""
+    def _catch_up(self, load: Load, first: int) -> Load:
+        """Put right what stands for less than it may, and choose again: of many, among the few that it stands with."""
         if not self._is_large:
             return least(self._loads)
-        return min(load, self._least_of_a_few(now), key=KEY) if load.is_behind() else load
+        load.is_behind()
+        return min(self._loads[first : first + DRAWS], key=KEY)
 
     def _see_loads(self) -> None:
         """Have the keys at hand, where it is only a matter of them who is chosen."""
