@@ -344,7 +344,7 @@ class _LoneLender(PoolLender):
             return super().borrow_later(given)
         now = monotonic()
         spare = self._spare
-        waiter = spare.pop() if spare else Waiter(now, slots)
+        waiter = spare.pop() if spare else self.new_waiter(now)
         if not slots.line_up(waiter, now):
             return super().borrow_later(None)
         # Others wait already: to wait behind them, for as long as it takes, is all that is to be done.

@@ -69,8 +69,7 @@ LOOKS_PER_RAMP = 30
 DRAWS = 4  # of a large cluster
 COMPARED = 100  # endpoints, with which one that fails now and then is compared
 MIXED = 32  # of those that change places with others at each survey
-ROUND, FINEST_GLANCE = 1.0, 0.01  # seconds for a round of glances at all of them, and at least from one to the next
-GLANCES = 64  # at most in one go, and so in one call
+FINEST_GLANCE, GLANCES = 0.01, 64  # seconds at least from one look over some of them to the next; how many at most
 LONGEST_STRETCH = 2000.0  # rounds after which being ahead is counted from a later start
 SURVEY = 1.0  # seconds after which endpoints are compared with each other again
 
@@ -663,9 +662,9 @@ class Members:
         self.peers.look_at = look_at
 
     def _glance(self, now: float) -> None:
-        """See for whom of many it is time, whether they are drawn or not: of all of them in a second or so."""
+        """See for whom of many it is time, drawn or not: of all of them from one survey to the next."""
         loads = self._loads
-        number = ceil(min(GLANCES, len(loads) * (now - self._glanced_at) / ROUND))
+        number = ceil(min(GLANCES, len(loads) * (now - self._glanced_at) / SURVEY))
         self._glanced_at = now
         for place in range(self._next_glance, self._next_glance + number):
             load = loads[place % len(loads)]
