@@ -200,6 +200,16 @@ def test_addresses_that_did_not_come_along_are_looked_up_and_their_ttl_counts(re
     assert server.queries == 3
 
 
+@pytest.mark.parametrize("now", [510.3, 511.3])
+def test_a_ttl_is_told_as_the_name_server_tells_it_whatever_the_clock_says(resolver, server, monkeypatch, now):
+    assert (now + 20.0) - now != 20.0
+    monkeypatch.setattr(_hosts, "monotonic", lambda: now)
+    server.add_srv(SERVICE, "redis1.example.test", 6379, ttl=40)
+    server.add_address("redis1.example.test", "127.0.0.1", ttl=20)
+
+    assert resolver.resolve(SERVICE).ttl == 20.0
+
+
 def test_at_most_four_questions_are_in_flight(resolver, server):
     in_flight, most = 0, 0
 

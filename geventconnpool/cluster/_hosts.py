@@ -74,7 +74,8 @@ class Hosts:
         self._learn(_told(part.through(answers.items())), now, part)
         # The hosts file has no time to live. It is local: a look now and then finds a change.
         ttl = min(self._book.next_due(remote) - now, self._max_refresh if local else inf)
-        return Found(answers, max(0.0, ttl), local)
+        # The clock has fewer digits left for fractions than the sum of its time and a TTL may need.
+        return Found(answers, max(0.0, round(ttl, 6)), local)
 
     def _questions(self, hosts: Iterable[str], now: float, due_only: bool) -> list[Question]:
         pairs = self._book.due(hosts, now) if due_only else [(host, family) for host in hosts for family in FAMILIES]
