@@ -741,9 +741,9 @@ def test_nobody_is_asked_twice_when_at_most_half_or_everything_is_lost():
 @pytest.mark.parametrize("confirm", [None, True, "yes"])
 def test_what_cannot_be_called_is_no_second_opinion(confirm):
     pool = Cluster(Script(found(A, B, C), found(A), confirm=confirm))
-    wait_until(lambda: active(pool) == {A})
+    wait_until(lambda: told(pool).generation == 2)
 
-    assert told(pool).state == "fresh"
+    assert (told(pool).state, active(pool)) == ("fresh", {A})
 
 
 def test_a_second_opinion_that_hangs_is_ended_after_its_time(monkeypatch):
@@ -1217,7 +1217,7 @@ def test_an_answer_that_is_the_very_same_is_not_gone_through_again(slices):
     gone_through = len(slices)
     learn(pool, answer, NO_NETWORK, NO_NAME, answer)
 
-    assert len(slices) == gone_through == 1
+    assert len(slices) == gone_through > 0
 
 
 def test_others_run_between_two_slices(free_pace):

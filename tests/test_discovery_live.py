@@ -317,7 +317,7 @@ def test_name_servers_and_endpoints_may_be_on_ipv6(zone: Bind) -> None:
         with pool.get(timeout=30) as c:
             c.sendall(b"hello")
             said, peer = c.recv(100), c.getpeername()
-        told = pool.stats().discovery.outcome
+        told = wait_until(lambda: pool.stats().discovery.outcome, what="that it is told")
         over_tcp = resolver.confirm(SERVICE)
     finally:
         pool.close(0)

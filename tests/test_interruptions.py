@@ -189,6 +189,7 @@ either = pytest.mark.parametrize("make", [make_pool, make_cluster], ids=["pool",
 @pytest.fixture(autouse=True)
 def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("geventconnpool._slots.FIRST_RETRY", 0.001)
+    monkeypatch.setattr("geventconnpool.cluster._pool.CHANGES_AT_ONCE", 10.0)  # on a busy machine, too
 
 
 @pytest.fixture(scope="module", autouse=True)

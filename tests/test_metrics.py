@@ -146,6 +146,7 @@ def two_servers() -> Iterator[list[LineServer]]:
 def cluster(two_servers: list[LineServer]) -> Iterator[ManyLines]:
     with ManyLines(Told(*map(endpoint_of, two_servers)), 2, name="cluster", timeout=5) as pool:
         pool.wait(4, timeout=30)
+        wait_until(lambda: pool.stats().discovery.state == "fresh")
         yield pool
 
 
@@ -158,6 +159,7 @@ def dns_cluster(tcp_server: LineServer) -> Iterator[ManyLines]:
         resolver = DNSResolver(nameservers=[dns.address])
         with ManyLines("_lines._tcp.example.org", 2, name="dns", timeout=5, resolver=resolver) as pool:
             pool.wait(2, timeout=30)
+            wait_until(lambda: pool.stats().discovery.state == "fresh")
             ask(pool)
             yield pool
 
