@@ -30,6 +30,7 @@ from geventconnpool import ClusterPool, Endpoint, PoolClosed, PoolTimeout, PoolU
 from geventconnpool._log import LogWriter
 from geventconnpool.cluster import DNSResolver, LeastLoaded, OutlierDetection, Resolution, RoundRobin, StaticResolver
 from geventconnpool.cluster._members import Member
+from geventconnpool.cluster._refresh import Refresh
 from geventconnpool.testing import DNSServer
 from tests.servers import wait_until
 
@@ -751,17 +752,15 @@ def test_an_ejected_endpoint_is_probed_off_the_users_path_and_readmitted_and_ref
     fail(pool, A)
     tried = pool.attempts.count(A)
     wait_until(lambda: pool.kinds(events.ProbeFailed))
-    second = pool.attempts.count(A)
-    until = pool.entry(A).until - monotonic()
     assert [pool.call() for _ in range(20)] == [B] * 20
     pool.mute.clear()
     pool.becomes(A, "active")
     ready(pool)
 
-    assert 0.4 < until <= 1.0
-    assert second - tried == 1  # it opened, but its keepalive failed
-    assert pool.attempts.count(A) - second == 3
-    assert [c.endpoint for c in pool.kept] == [A, A]
+    failed = pool.kinds(events.ProbeFailed)
+    assert 0.5 <= failed[0].seconds <= 1.0
+    assert [c.endpoint for c in pool.kept] == [A] * (len(failed) + 1)  # each time it opened, then its keepalive failed
+    assert pool.attempts.count(A) - tried == len(failed) + 3
     assert pool.entry(A).pool.idle == 3
     assert A in {pool.call() for _ in range(40)}
 
@@ -1242,7 +1241,7 @@ def test_whatever_a_resolver_does_is_a_failed_look_up_and_it_is_asked_again():
         resolver.answer = Resolution((B,))
 
         assert told.last_error is answer or isinstance(told.last_error, (TypeError, ValueError))
-        assert 0.8 <= told.next_lookup - resolver.times[0] < 1.3
+        assert 0.8 <= told.next_lookup - resolver.times[0] < 4
     for pool in pools:
         assert pool.call() == B
         wait_until(lambda pool=pool: pool.stats().discovery.last_error is None)
@@ -1303,14 +1302,16 @@ def test_an_answer_without_a_time_to_live_is_never_asked_for_again():
     assert pool.stats().discovery.next_lookup is None
 
 
-def test_failing_endpoints_make_discovery_look_again_at_most_every_min_refresh():
+def test_failing_endpoints_make_discovery_look_again_at_most_every_min_refresh(monkeypatch):
+    times = []
+    started = Refresh.started
+    monkeypatch.setattr(Refresh, "started", lambda refresh, now: times.append(now) or started(refresh, now))
     resolver = Asked(Resolution((A, B), ttl=100), min_refresh=0.1)
     pool = Cluster(resolver, dead={A, B}, outlier=None, connect=lambda endpoint: gevent.sleep(0.001))
     in_line(pool, pool.call)
-    wait_until(lambda: len(resolver.times) == 4)
+    wait_until(lambda: len(times) == 4)
 
-    # Three times 0.1 s, of which a busy machine may lose some by being late with the first.
-    assert resolver.times[3] - resolver.times[0] >= 0.2
+    assert times[3] - times[0] >= 0.299
     assert len(pool.attempts) > 4
 
 
