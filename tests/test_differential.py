@@ -717,7 +717,7 @@ def the_exception_with_all_it_carries(world):
 @scene
 def the_tree_of_the_users_own_timeouts(world):
     pool = full(world, make(world, 1, (gevent.Timeout,)))
-    with gevent.Timeout(1) as outer, pytest.raises(gevent.Timeout) as caught:
+    with gevent.Timeout(30) as outer, pytest.raises(gevent.Timeout) as caught:
         with gevent.Timeout(0.01) as inner:
             with pool.get():
                 gevent.sleep(5)
@@ -766,6 +766,8 @@ def hold(pool: Any) -> None:
 
 @scene
 def the_reply_to_somebody_who_timed_out(world):
+    answers = Event()
+
     class Server:
         """Answers in order, some time later."""
 
@@ -774,13 +776,14 @@ def the_reply_to_somebody_who_timed_out(world):
 
         def ask(self, question):
             self.replies.append(f"reply to {question}")
-            gevent.sleep(0.01)
+            answers.wait()
             return self.replies.popleft()
 
     pool = full(world, make(world, steps=[Server(), Server()]))
     with gevent.Timeout(0.001, False):
         with pool.get() as c:
             c.ask("alice")
+    answers.set()
     with pool.get() as c:
         return c.ask("bob")
 
