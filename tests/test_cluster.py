@@ -1244,7 +1244,8 @@ def test_whatever_a_resolver_does_is_a_failed_look_up_and_it_is_asked_again():
         assert 0.8 <= told.next_lookup - resolver.times[0] < 4
     for pool in pools:
         assert pool.call() == B
-        wait_until(lambda pool=pool: pool.stats().discovery.last_error is None)
+        wait_until(lambda pool=pool: len(pool.kinds(events.DiscoveryChanged)) == 2)
+        assert pool.stats().discovery.last_error is None
         assert [e.state for e in pool.kinds(events.DiscoveryChanged)] == ["starting", "fresh"]
 
 
@@ -1531,8 +1532,7 @@ def test_a_thousand_endpoints_rest_on_a_handful_of_greenlets_and_all_are_closed(
     assert closed
     assert monotonic() - began < 5
     assert [c.ended for c in pool.made] == ["closed"] * 1000
-    gevent.idle()
-    assert greenlets() - before == set()
+    wait_until(lambda: greenlets() <= before)
 
 
 def test_a_thousand_changes_are_made_in_slices_and_all_of_them():
@@ -1572,13 +1572,12 @@ def test_after_close_nothing_is_looked_up_probed_or_opened_and_no_greenlet_is_le
     pool.release(held)
     closing.get(timeout=30)
     del waiting, closing
-    gevent.idle()
+    wait_until(lambda: greenlets() <= before)
 
     assert refused == [PoolClosed] * 4
     assert pool.attempts == attempts
     assert pool.closed
     assert held.ended == "closed"
-    assert greenlets() - before == set()
     for get in pool.call, pool.wait, lambda: pool.call(to=B):
         with pytest.raises(PoolClosed):
             get()

@@ -1176,6 +1176,7 @@ def test_an_overridden_fileno_that_hangs_is_ended_and_its_connection_served_unch
     pool = ready(Telling(lambda c: Event().wait()))
     c = lend(pool)
     hang_up(c.inner, c.peer)
+    wait_until(lambda: [e for e in pool.heard if isinstance(e, events.HookFailed)])
     told = [str(e.error) for e in pool.heard if isinstance(e, events.HookFailed)]
 
     assert rest_and_lend(pool) is c
