@@ -1037,7 +1037,7 @@ def test_with_two_endpoints_one_dead_one_retry_is_always_enough():
             return c.endpoint
 
     assert {call() for _ in range(200)} == {B}
-    assert len(failed) > 20
+    wait_until(lambda: call() == B and len(failed) > 20)
 
 
 @pytest.mark.parametrize("ending", ["error", "other", "discard", "not reusable"])
@@ -1445,7 +1445,10 @@ def test_whatever_a_handler_raises_it_gets_the_other_events_too(failure, hub_err
         wait_until(lambda: len(heard) == 7, what="two endpoints, four connections, one answer")
 
         assert pool.call() in (A, B)
-        assert {record.getMessage().partition(":")[0] for record in caplog.records} == {pool.stats().name}
+        name = pool.stats().name
+        # That of a former test may tell of its end just now.
+        told = [record.getMessage() for record in caplog.records if record.pool == name]
+        assert {line.partition(":")[0] for line in told} == {name}
     assert hub_errors == []
 
 

@@ -20,6 +20,7 @@ import gevent
 import greenlet
 import pytest
 from gevent import socket
+from gevent.event import Event
 
 from geventconnpool import ClusterPool, ConnectionPool, Endpoint
 from geventconnpool.cluster import Resolution
@@ -274,19 +275,22 @@ def test_an_error_of_a_hook_that_somebody_keeps_keeps_neither_pool_nor_sockets(s
 
 
 def test_a_cluster_that_is_looked_up_goes_at_once_and_the_answer_does_nothing(server):
+    asked, answer = Event(), Event()
     answered: list[str] = []
 
     class Slow:
         def resolve(self, service: str | None) -> Resolution:
-            gevent.sleep(0.02)
+            asked.set()
+            answer.wait()
             answered.append("yes")
             return Resolution((Endpoint(*server.address),))
 
     pool = Cluster(Slow(), 2)
     gone = weakref.ref(pool)
-    gevent.sleep(0)
+    assert asked.wait(5)
     del pool
     is_gone = gone() is None
+    answer.set()
     wait_until(lambda: answered)
     gevent.sleep(0.01)
 

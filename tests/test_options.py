@@ -1291,7 +1291,7 @@ def test_a_pool_shrinks_by_what_has_rested_longest(kind):
     assert causes(pool) == {}
     assert [held[2].ended, held[0].ended] == ["closed", "closed"]
     assert pool.stats().closed == 2
-    assert pool.closes() == [None, None]
+    wait_until(lambda: pool.closes() == [None, None])
 
 
 def test_what_is_borrowed_is_closed_at_its_return_and_only_as_many_as_are_too_much(kind):
