@@ -40,10 +40,9 @@ class Lease(Generic[C]):
     Who makes one fills it in: a constructor would take as long as the rest of ``get``.
     """
 
-    __slots__ = ("lender", "pool", "slot", "timeout")
+    __slots__ = ("pool", "slot", "timeout")
 
-    pool: object  # lives as long as anything is borrowed from it
-    lender: Any
+    pool: Any  # lives as long as anything is borrowed from it
     timeout: float | Unset | None
     slot: Any  # None before it is borrowed
 
@@ -51,13 +50,13 @@ class Lease(Generic[C]):
         if self.slot is not None:
             raise RuntimeError("get() is for one with statement; call it again for the next")
         self.slot = USED  # nobody may enter it a second time, not even while this waits
-        slot = self.slot = self.lender.borrow(self.timeout)
+        slot = self.slot = self.pool._lender.borrow(self.timeout)
         connection: C = slot.connection
         return connection
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         slot, self.slot = self.slot, USED
-        self.lender.give_back(slot, exc)
+        self.pool._lender.give_back(slot, exc)
 
 
 class _QuickLease(Lease[C]):
@@ -76,20 +75,20 @@ class _QuickLease(Lease[C]):
             or queue.busy
             or getcurrent() is not slot.owner  # then this is the right thread, too
         ):
-            self.lender.give_back(slot, exc)
+            self.pool._lender.give_back(slot, exc)
             return
         now = monotonic()
         if queue.waiting:
-            self.lender.hand_over(slot, now)
+            self.pool._lender.hand_over(slot, now)
             return
         # Nothing below allocates or calls before the slot is idle, so nothing can break in.
         slot.owner = None
         slot.state = IDLE
         slot.seen = now
         slots.idle.append(slot)
-        tell = slots.tell_returned
-        if tell is not None:
-            tell(slot.since, now)
+        load = slots.load
+        if load is not None:
+            load.returned(slot.since, now)
 
 
 class LoneLease(_QuickLease[C]):
@@ -98,7 +97,7 @@ class LoneLease(_QuickLease[C]):
     __slots__ = ()
 
     def __enter__(self) -> C:
-        lender = self.lender
+        lender = self.pool._lender
         slots = lender.slots
         idle = slots.idle
         if self.slot is not None or get_ident() != lender.place[0]:
@@ -111,10 +110,12 @@ class LoneLease(_QuickLease[C]):
             if now - slot.seen >= TRUSTED_FOR or slot.seen < slots.trouble_at:
                 self.slot = USED
                 slot = lender.look_closer(slot, now) or lender.find(self.timeout)
+                slots = slot.pool
         else:
             self.slot = USED
             slot = lender.borrow_later(self.timeout)
-        slot.pool.gets += 1
+            slots = slot.pool
+        slots.gets += 1
         slot.owner = getcurrent()
         self.slot = slot
         connection: C = slot.connection
@@ -127,7 +128,7 @@ class ClusterLease(_QuickLease[C]):
     __slots__ = ()
 
     def __enter__(self) -> C:
-        lender = self.lender
+        lender = self.pool._lender
         if calls or self.slot is not None or get_ident() != lender.place[0]:
             return Lease.__enter__(self)
         now = monotonic()

@@ -107,7 +107,7 @@ LIFETIME_JITTER = 0.25
 class _EachCall:
     """What each call goes through, side by side: of many, every line of the cache that it touches counts."""
 
-    __slots__ = ("gets", "idle", "lifo", "queue", "tell_returned", "trouble_at")
+    __slots__ = ("gets", "idle", "lifo", "load", "queue", "trouble_at")
 
 
 class Slots(_EachCall):
@@ -183,7 +183,7 @@ class Slots(_EachCall):
         self.max_idle = max_idle
         self.has_keepalive = has_keepalive  # a probe is kept alive once
         self.observer: Observer | None = None
-        self.tell_returned: Callable[[float, float], None] | None = None  # the observer's, at hand
+        self.load: Any = None  # the observer's, which is told of good calls
         self.facade: Any = None  # what the shell shows of it
         self.mode = RUNNING
         self.alarm = inf
@@ -263,8 +263,8 @@ class Slots(_EachCall):
         slot.state = IDLE
         slot.seen = now
         self.idle.append(slot)
-        if self.tell_returned is not None:
-            self.tell_returned(slot.since, now)
+        if self.load is not None:
+            self.load.returned(slot.since, now)
         return True
 
     def line_up(self, waiter: Waiter, now: float) -> bool:

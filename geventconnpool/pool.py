@@ -112,11 +112,9 @@ class Borrowing(Hooks[C]):
         ``fail_after`` seconds, or if a cluster knows that its service has no endpoints. How the block ends decides
         about the connection: see the tutorial.
         """
-        lender = self._lender
-        make = lender.lease
+        make = self._lender.lease
         lease: Lease[C] = make()
         lease.pool = self
-        lease.lender = lender
         lease.timeout = timeout if timeout is UNSET else _seconds(timeout)
         lease.slot = None
         return lease

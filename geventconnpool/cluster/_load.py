@@ -159,6 +159,7 @@ class _EachCall:
         "pool",
         "price",
         "relief",
+        "room",
         "spent",
         "step",
         "surprise",
@@ -214,6 +215,7 @@ class Load(_EachCall):
         self.place = 0  # where in those, with the keys of others, its own is
         self.base = FLOOR  # seconds: the cost, if there were no crowd
         self.calm = 0.0  # how many in flight are none
+        self.room = 0  # the same, in whole calls, less what is coming
         self.relief = 1.0  # one over the cost of that
         self.price = 1.0  # by what it is multiplied for being ahead
         self.unit = self.step = 1.0
@@ -371,9 +373,8 @@ class Load(_EachCall):
         in_flight = self.in_flight = self.in_flight - 1
         if not in_flight:
             self.look_at = self.later
-        if in_flight > self.calm or not self._low <= seconds <= self._high:
-            self.later = min(self.later, now + FINEST_LOOK)
-            self.look_by(self.later)
+        if not self._low <= seconds <= self._high:
+            self._look_soon(now)
         self._seconds += seconds
         self._crowd += in_flight
         self._last = now
@@ -382,10 +383,15 @@ class Load(_EachCall):
         if began > self.heard_at:
             self.heard_at = began
         key = self.base * self.price
-        in_flight += self.coming
-        if in_flight > self.calm:
-            key *= (in_flight + self.unit) * self.relief
+        if in_flight > self.room:
+            if in_flight > self.calm:
+                self._look_soon(now)
+            key *= (in_flight + self.coming + self.unit) * self.relief
         self.keys[self.place] = key
+
+    def _look_soon(self, now: float) -> None:
+        self.later = min(self.later, now + FINEST_LOOK)
+        self.look_by(self.later)
 
     def answered(self, seconds: float, in_flight: int, now: float) -> None:
         """A call has returned after so many seconds, and not because its caller lost patience."""
@@ -445,6 +451,7 @@ class Load(_EachCall):
         self.take_over()
         if now >= self.tried_at + FIRST_TRIAL and now >= self.next_trial:
             self.keys[self.place] = TRIED_FIRST + self.tried_at
+            self.room = int(self.calm) - self.coming
             return
         peers = self.peers
         latency = peers.typical if self._latency is None else self._latency
@@ -460,6 +467,7 @@ class Load(_EachCall):
             latency = FAILURE_COST
         unit = self.unit
         calm = self.calm = max(peers.level * unit, self._level)
+        self.room = int(calm) - self.coming
         self.relief = 1.0 / (calm + unit)
         self.base = latency + FLOOR
         self._set_price()

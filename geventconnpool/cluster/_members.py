@@ -332,7 +332,13 @@ class Moves:
         return look()
 
 
-class Members:
+class _EachCall:
+    """What each call goes through: to find it in a slot takes less than in a dict of many."""
+
+    __slots__ = ("_firsts", "_grows", "_keys", "_loads", "_sample", "has_looked", "peers")
+
+
+class Members(_EachCall):
     """The set of members, who of them is eligible, and what is due for them.
 
     ``open_pool`` makes the pool of a new endpoint; ``closed_pool`` is told when the last connection of one that is
@@ -513,26 +519,26 @@ class Members:
             return None
         if load.keys[load.place] < 0.0:
             return self._try_out(load.member, now)
-        in_flight = load.in_flight
+        in_flight, base = load.in_flight, load.base
         if not in_flight:  # as ``Load.begin`` has it
-            overdue = now + load.base
+            overdue = now + base
             if overdue < load.look_at:
                 load.look_at = overdue
                 if overdue < peers.look_at:
                     peers.look_at = overdue
         # As ``Load.chosen`` and ``Load.called`` have it.
         load.tried_at = load.called_at = now
-        if load.spent <= peers.rounds + peers.lag:
-            load.spent += load.step
+        spent, rounds = load.spent, peers.rounds
+        if spent <= rounds + peers.lag:
+            load.spent = spent + load.step
             load.price *= load.growth
-            peers.rounds += peers.turn
+            peers.rounds = rounds + peers.turn
         else:
             load.charge()
         load.in_flight = in_flight = in_flight + 1
-        key = load.base * load.price
-        in_flight += load.coming
-        if in_flight > load.calm:
-            key *= (in_flight + load.unit) * load.relief
+        key = base * load.price
+        if in_flight > load.room:
+            key *= (in_flight + load.coming + load.unit) * load.relief
         load.keys[load.place] = key
         # As ``Slots.take`` has it.
         slot = idle.pop() if pool.lifo else idle.popleft()
@@ -880,7 +886,7 @@ class Members:
         member.load.spent += self._rng.random() / max(1.0, member.weight)
         if self._has_served:
             member.start_slowly(now)
-        pool.observer, pool.tell_returned = member, member.load.returned
+        pool.observer, pool.load = member, member.load
         self._grows = pool.min_size < pool.size
         self._members[_key(endpoint)] = member
         self._window.restart()
