@@ -516,6 +516,27 @@ def test_a_connection_that_was_found_dead_is_no_load():
     assert load.key < min(each.load.key for each in cluster.members if each.load is not load) * 1.2
 
 
+@pytest.mark.parametrize("others", [0, 1, 2])
+def test_connections_that_are_coming_count_as_calls_in_flight_when_a_call_begins_and_when_it_ends(others):
+    cluster = filled(A, size=4)
+    calls(cluster, 10)
+    held = [cluster.take() for _ in range(others)]
+    dead = cluster.take()
+    dead.pool.hung_up(dead, cluster.shell.now)
+    cluster.shell.act()
+    cluster.shell.close(dead)
+    cluster.shell.act()
+    slot = cluster.take()
+    began = cluster[A].load.key, expected_key(cluster[A], 0)
+    cluster.end(slot)
+    ended = cluster[A].load.key, expected_key(cluster[A], 0)
+
+    assert (cluster[A].pool.connecting, cluster[A].pool.in_use) == (1, len(held))
+    assert began[0] == pytest.approx(began[1])
+    assert ended[0] == pytest.approx(ended[1])
+    assert began[0] > ended[0] * 1.1
+
+
 def test_an_endpoint_that_answers_at_once_with_errors_is_not_preferred_for_it():
     cluster = filled(A, B, C)
     for endpoint in (A, B, C):
