@@ -6,9 +6,10 @@ on the parent's socket.
 
 Three things see to that. ``stamp[0]`` is another number in a child, however it was forked: it is in a page that the
 kernel wipes (``MADV_WIPEONFORK``, Linux 4.14), and where there is none it goes by the process id. Everything of ours
-compares it with the number it began with, before it acts. What was inherited is buried: kept, untouched, until the
-process ends, and then not finalized either. It is held from before the fork on: a forgotten pool whose cycle nobody has
-collected yet would be finalized, connections and all, if the collector came in a hook of somebody else, before ours.
+compares it with the number it began with, before it acts; who lends looks at a mark of the same kind that is quicker to
+read, ``life()[0]``. What was inherited is buried: kept, untouched, until the process ends, and then not finalized
+either. It is held from before the fork on: a forgotten pool whose cycle nobody has collected yet would be finalized,
+connections and all, if the collector came in a hook of somebody else, before ours.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _MADV_WIPEONFORK = 18  # asm-generic/mman-common.h; the mmap module has no name 
 
 
 class Stamp(Protocol):
-    """What differs between a process and its children: compare ``stamp[0]``."""
+    """What differs between a process and its children, at ``[0]``."""
 
     def __getitem__(self, index: int, /) -> int: ...
     def __setitem__(self, index: int, number: int, /) -> None: ...
@@ -53,53 +54,47 @@ class Heir(Protocol):
     def property(self) -> Any: ...
 
 
-def make_page() -> memoryview | None:
-    """Return numbers that are zero in a child, or None where the kernel cannot do that."""
+def make_page() -> mmap.mmap | None:
+    """Return bytes that are zero in a child, or None where the kernel cannot do that."""
     if sys.platform == "linux":
         with suppress(OSError):
             page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             page.madvise(_MADV_WIPEONFORK)
-            return memoryview(page).cast("Q")
+            return page
     return None
 
 
-def make_number() -> Stamp:
+def make_stamp() -> Stamp:
     """Return a number, zero now, that is so in every child, whatever it becomes here."""
-    global _rest
-    if _rest is None or not len(_rest):
-        _rest = make_page()
-    if _rest is None:
-        return OwnNumber()
-    number, _rest = _rest[:1], _rest[1:]
-    return number
+    page = make_page()
+    return OwnNumber() if page is None else memoryview(page).cast("Q")
 
 
-class _Place:
-    """One native thread of this process: ``number[0]`` is its ident while it lives, zero afterwards and in a child.
+class _Life:
+    """One native thread of this process: ``mark[0]`` is 1 while it lives, zero afterwards and in a child.
 
-    By its ident alone it could not be told: the system uses those again.
+    By its ident alone it could not be told: the system uses those again. A byte of a page is what is read quickest.
     """
 
     def __init__(self) -> None:
-        self.number = make_number()
-        self.number[0] = get_ident()
+        self.mark: Stamp = make_page() or OwnNumber()
+        self.mark[0] = 1
 
     def __del__(self) -> None:
-        self.number[0] = 0
+        self.mark[0] = 0
 
 
-def place() -> Stamp:
-    """Return what belongs to this thread of this process: who is elsewhere has a ``get_ident()`` that is no ``[0]``."""
-    if getattr(_here, "place", None) is None or _here.place.number[0] != get_ident():
-        _here.place = _Place()
-    number: Stamp = _here.place.number
-    return number
+def life() -> Stamp:
+    """Return what is 1, at ``[0]``, while this thread of this process lives, and zero afterwards and in a child."""
+    if getattr(_here, "life", None) is None or not _here.life.mark[0]:
+        _here.life = _Life()
+    mark: Stamp = _here.life.mark
+    return mark
 
 
 get_ident: Any = get_original("_thread", "get_ident")  # of the native thread, patched or not
 _here: Any = get_original("_thread", "_local")()  # of each native thread
-_rest = make_page()  # of a page, not used yet
-stamp = make_number()
+stamp = make_stamp()
 _generation = 0  # of processes, counted along one line of descent
 _living: WeakSet[Any] = WeakSet()
 _graveyard: list[Any] = []

@@ -100,7 +100,8 @@ class LoneLease(_QuickLease[C]):
         lender = self.pool._lender
         slots = lender.slots
         idle = slots.idle
-        if self.slot is not None or get_ident() != lender.place[0]:
+        me = getcurrent()
+        if self.slot is not None or not lender.life[0] or (me is not lender.main and get_ident() != lender.thread):
             return Lease.__enter__(self)
         if idle:
             now = monotonic()
@@ -116,7 +117,7 @@ class LoneLease(_QuickLease[C]):
             slot = lender.borrow_later(self.timeout)
             slots = slot.pool
         slots.gets += 1
-        slot.owner = getcurrent()
+        slot.owner = me
         self.slot = slot
         connection: C = slot.connection
         return connection
@@ -129,7 +130,13 @@ class ClusterLease(_QuickLease[C]):
 
     def __enter__(self) -> C:
         lender = self.pool._lender
-        if calls or self.slot is not None or get_ident() != lender.place[0]:
+        me = getcurrent()
+        if (
+            calls
+            or self.slot is not None
+            or not lender.life[0]
+            or (me is not lender.main and get_ident() != lender.thread)
+        ):
             return Lease.__enter__(self)
         now = monotonic()
         members = lender.members
@@ -140,7 +147,7 @@ class ClusterLease(_QuickLease[C]):
         elif members.has_looked:
             lender.begun(slot)
         slot.pool.gets += 1
-        slot.owner = getcurrent()
+        slot.owner = me
         self.slot = slot
         connection: C = slot.connection
         return connection

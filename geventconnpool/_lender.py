@@ -87,7 +87,9 @@ class Lender(ABC):
         self.refused = 0
         self._is_cut = False  # connections were closed under their users
         self._is_started = True
-        self.place = _fork.place()
+        self.thread = engine.thread
+        self.main = main_of(engine.hub)
+        self.life = _fork.life()
         self._nested = Nested(engine.queue)
 
     @abstractmethod
@@ -111,8 +113,13 @@ class Lender(ABC):
         if was_closed:
             self.shut()
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the native thread of the hub, in its process."""
+        return bool(self.life[0]) and get_ident() == self.thread
+
     def _look_round(self) -> None:
-        if get_ident() != self.place[0]:
+        if not self.is_here:
             self._arrive()
 
     def check_place(self) -> None:
@@ -343,7 +350,7 @@ class Lender(ABC):
 
     def give_back(self, slot: Slot, exc: BaseException | None) -> None:
         """End a lease: ``exc`` is what its block raised. Never switches, unless a hook that must not does."""
-        if get_ident() != self.place[0]:
+        if not self.is_here:
             self._give_back_elsewhere(slot, exc)
             return
         if exc is None and not self.asks_reusable:
@@ -523,6 +530,13 @@ class Lender(ABC):
     def _is_busy(self, besides: object) -> bool:
         """Whether anything is still to be returned, or is being opened, kept alive or closed."""
         return any(s.state is not IN_USE or s.owner is not besides for pool in self.pools() for s in pool.slots)
+
+
+def main_of(greenlet: Any) -> Any:
+    """Return the greenlet that a native thread began with."""
+    while greenlet.parent is not None:
+        greenlet = greenlet.parent
+    return greenlet
 
 
 class PoolLender(Lender):

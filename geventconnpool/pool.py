@@ -17,7 +17,6 @@ from gevent import getcurrent
 
 from geventconnpool import _check
 from geventconnpool._engine import Engine
-from geventconnpool._fork import stamp
 from geventconnpool._lease import UNSET, Lease, LoneLease, Unset
 from geventconnpool._lender import Lender, PoolLender
 from geventconnpool._liveness import descriptor_of
@@ -354,12 +353,12 @@ class _LoneLender(PoolLender):
         if now >= self._nested.look_at:
             self._look_nested(now)
         waiter.greenlet = me
-        switch = engine.hub.switch
+        switch, life = engine.hub.switch, self.life
         try:
             try:
                 while (
                     (waiter.slot is None and waiter.error is None and not waiter.is_late)
-                    or stamp[0] != engine.stamp  # the turn of the loop may be a child's
+                    or not life[0]  # the turn of the loop may be a child's
                 ):
                     switch()
             finally:
@@ -386,7 +385,7 @@ class _LoneLender(PoolLender):
 
     def hand_over(self, slot: Slot, now: float) -> None:
         slots, engine = self.slots, self.engine
-        if slot.pool is not slots or stamp[0] != engine.stamp:  # in the child of a fork
+        if slot.pool is not slots or not self.life[0]:  # in the child of a fork
             self.give_back(slot, None)
             return
         try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from gevent import getcurrent
 
-from geventconnpool._fork import get_ident, place
+from geventconnpool._fork import life
 from tests.benchmarks.checkout import SECONDS
 from tests.benchmarks.rounds import QUICK_ROUNDS, ROUNDS, Loop, timed
 
@@ -62,9 +62,10 @@ def greenlet(number: int) -> None:
 
 
 def thread(number: int) -> None:
-    here = place()
+    alive, me, main = life(), getcurrent(), getcurrent()
     for _ in repeat(None, number):
-        get_ident() == here[0]  # noqa: B015 - that it is done is the point
+        if not alive[0] or me is not main:
+            raise AssertionError
 
 
 def idle(number: int) -> None:
