@@ -70,8 +70,7 @@ class _QuickLease(Lease[C]):
         queue = slots.queue
         if (
             exc is not None
-            or slot.state is not IN_USE
-            or slot.doomed
+            or slot.doomed  # else it is in use: who takes it out of a lease that has not ended dooms it
             or queue.busy
             or getcurrent() is not slot.owner  # then this is the right thread, too
         ):

@@ -398,6 +398,8 @@ class Hall:
         return [slot.connection for slot in self.slots.slots if slot.state == CLOSING]
 
     def gauges(self) -> Gauges:
+        lent = [slot for slot in self.slots.slots if slot.owner is not None]
+        assert all(slot.state == IN_USE or slot.doomed for slot in lent), lent  # the end of a lease relies on it
         stats = self.pool.stats()
         return Gauges(
             idle=stats.idle,
